@@ -1,0 +1,22 @@
+//! promptd: a daemon that answers prompts over MQTT and a Unix socket with a LLaMA-class model on the board itself.
+//!
+//! The rooms, lowest first; each may know only those below it (`tests/it/walls.rs` keeps it so, docs/architecture.md
+//! tells the story):
+//!
+//! | room | what it is |
+//! |---|---|
+//! | [`request`] | the words: a prompt, an answer, a refusal |
+//! | [`inference`] | tokens in, tokens out: model folder, ONNX Runtime, KV cache, tokenizer, sampler, grammar |
+//! | [`engine`] | the seam between the two processes, and the child on its other side |
+//! | [`scheduler`] | accepts, queues, starts and ends prompts; knows no topic and no tensor |
+//! | [`wire`] | the JSON that both doors speak, and profiles |
+//! | [`mqtt`], [`socket`] | the doors |
+//! | [`settings`], [`telemetry`], [`systemd`] | what the operator wrote, sees, and starts it with |
+//! | [`daemon`] | wires it all together |
+//! | [`cli`] | the commands |
+
+pub mod engine;
+pub mod inference;
+pub mod request;
+pub mod scheduler;
+pub mod wire;

@@ -1,0 +1,156 @@
+//! The words everybody uses: what a prompt is, what may be asked of it, what comes back. Plain data, no I/O, no clock.
+//!
+//! The types here are serializable only so that they can cross the seam between the service and the engine
+//! ([`crate::engine::frames`]); what MQTT and HTTP clients write is described in [`crate::wire`].
+
+mod event;
+mod refusal;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use event::{Event, Finish, FinishReason, Timings, Usage};
+pub use refusal::{Code, Refusal};
+
+/// The number promptd gives to a prompt when it takes it. Never reused while the service runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PromptId(pub u64);
+
+impl std::fmt::Display for PromptId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "p{}", self.0)
+    }
+}
+
+/// A prompt with everything that decides its answer. Checked at the rim: a value that exists is within its range.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// What is asked.
+    pub input: Input,
+    /// How the next token is chosen.
+    pub sampling: Sampling,
+    /// The most tokens the answer may have. `None`: as many as the context has room for.
+    pub max_tokens: Option<u32>,
+    /// The answer ends before the first of these strings, which is not part of it.
+    pub stop: Vec<String>,
+    /// What form the answer must have.
+    pub constraint: Constraint,
+}
+
+/// The text of a prompt, in the three forms clients send it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Input {
+    /// A conversation, put into the model's form by its chat template.
+    Chat(Vec<Message>),
+    /// Continue this text: no template, only the beginning-of-sequence token where the tokenizer adds one.
+    Completion(String),
+    /// A bare question. A chat model gets it as one user message, behind `system` where there is one; a model
+    /// without a chat template continues it.
+    Ask {
+        /// The system message in front.
+        system: Option<String>,
+        /// The question.
+        text: String,
+    },
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+/// Who speaks in a conversation; the four roles of OpenAI's chat API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Instructions and context.
+    System,
+    /// The one who asks.
+    User,
+    /// The model.
+    Assistant,
+    /// The result of a tool.
+    Tool,
+}
+
+impl Role {
+    /// The role as chat templates and JSON write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+            Role::Tool => "tool",
+        }
+    }
+}
+
+/// How the next token is chosen from the logits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// 0 takes the most probable token every time (greedy); otherwise logits are divided by it.
+    pub temperature: f32,
+    /// Keep only this many of the most probable tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the smallest set of tokens whose probabilities sum to at least this; 1 keeps all.
+    pub top_p: f32,
+    /// Keep tokens at least this fraction as probable as the most probable one; 0 keeps all.
+    pub min_p: f32,
+    /// The same seed gives the same tokens. `None`: the scheduler draws one when it accepts the prompt and reports it.
+    pub seed: Option<u64>,
+}
+
+impl Default for Sampling {
+    /// Greedy: a device that asks the same thing twice expects the same answer.
+    fn default() -> Self {
+        Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: None }
+    }
+}
+
+/// What form the answer must have. Enforced token by token, so that no other answer can be produced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Constraint {
+    /// Any text.
+    None,
+    /// Any JSON object.
+    JsonObject,
+    /// JSON valid against this JSON Schema, given as its source text (the order of keys in it is kept).
+    JsonSchema(String),
+    /// Text that this regular expression matches whole.
+    Regex(String),
+    /// One of these strings, exactly.
+    Choices(Vec<String>),
+}
+
+/// Who asks, as far as the door knows: prompts of one identity share a place in the queue's fairness.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Identity(pub String);
+
+/// How urgent a prompt is against others that wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Only when nothing else waits.
+    Low,
+    /// The usual.
+    #[default]
+    Normal,
+    /// Before the others.
+    High,
+}
+
+/// A prompt on its way into the queue: the request and what the queue must know of it.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// What is asked.
+    pub request: Request,
+    /// Who asks.
+    pub identity: Identity,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// The answer is worthless after this long. `None`: whenever it comes.
+    pub timeout: Option<Duration>,
+}

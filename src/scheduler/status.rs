@@ -1,0 +1,87 @@
+//! What the scheduler tells the world about itself: the engine's state, the queue, and counters that only grow.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::engine::frames::{LoadStage, ModelInfo};
+use crate::request::Refusal;
+
+/// A snapshot of the scheduler.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Status {
+    /// Whether prompts are taken, and if not, why.
+    pub state: State,
+    /// The loaded model; stays known while a dead engine is being replaced.
+    pub model: Option<ModelInfo>,
+    /// Prompts that wait.
+    pub waiting: usize,
+    /// The most prompts that may wait.
+    pub queue_limit: usize,
+    /// Prompts that run in the engine.
+    pub running: usize,
+    /// The engine's process id, while there is one.
+    pub engine_pid: Option<u32>,
+    /// Counters since the service began.
+    pub counters: Counters,
+}
+
+impl Status {
+    /// Whether no prompt waits or runs.
+    pub fn is_idle(&self) -> bool {
+        self.waiting == 0 && self.running == 0
+    }
+}
+
+/// Whether prompts are taken.
+#[derive(Clone, Debug, PartialEq)]
+pub enum State {
+    /// The engine starts, for the first time or again after it died; prompts are refused with `model_loading`.
+    Loading(LoadStage),
+    /// Prompts are taken.
+    Ready,
+    /// The model cannot be loaded, for the reason given; it is tried again where another try could help.
+    ModelFailed(Refusal),
+    /// promptd is stopping: accepted prompts end, new ones are refused.
+    Draining,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State::Loading(LoadStage::Runtime)
+    }
+}
+
+impl State {
+    /// The state as JSON and metrics write it.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            State::Loading(_) => "loading",
+            State::Ready => "ready",
+            State::ModelFailed(_) => "model_failed",
+            State::Draining => "draining",
+        }
+    }
+}
+
+/// Counters since the service began; none ever falls.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Counters {
+    /// Prompts accepted.
+    pub accepted: u64,
+    /// Prompts that ended well.
+    pub finished: u64,
+    /// Prompts refused or failed, by code.
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Tokens of prompts read.
+    pub prompt_tokens: u64,
+    /// Tokens of prompts that were already in the KV cache.
+    pub cached_tokens: u64,
+    /// Tokens of answers.
+    pub completion_tokens: u64,
+    /// Time spent reading prompts.
+    pub prefill: Duration,
+    /// Time spent writing answers.
+    pub decode: Duration,
+    /// Engines started after the first one.
+    pub engine_restarts: u64,
+}
