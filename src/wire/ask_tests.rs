@@ -66,7 +66,7 @@ fn plain_text_is_the_prompt() {
         assert_eq!(refused(ask(payload)), ("bad_request", None), "{payload:?}");
     }
     with(|context| {
-        assert_eq!(refused(parse_ask(b"\xff\xfe", None, context)), ("bad_request", None))
+        assert_eq!(refused(parse_ask(b"\xff\xfe", None, context)), ("bad_request", None));
     });
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::known::refuse_unknown;
 use super::limits::Limits;
 use super::names::shown;
 use super::profile::{Profile, priority_by_name};
@@ -132,7 +133,7 @@ fn response_format(fields: &Fields<'_>) -> Result<Constraint, Refusal> {
         return Err(format.missing("type", "\"text\", \"json_object\" or \"json_schema\""));
     };
     let known: &[&str] = if kind == "json_schema" { &["type", "json_schema"] } else { &["type"] };
-    super::ask::refuse_unknown(&format, known)?;
+    refuse_unknown(&format, known)?;
     match kind {
         "text" => Ok(Constraint::None),
         "json_object" => Ok(Constraint::JsonObject),
@@ -140,7 +141,7 @@ fn response_format(fields: &Fields<'_>) -> Result<Constraint, Refusal> {
             let what = "an object with the schema in `schema`";
             let holder =
                 format.object("json_schema")?.ok_or_else(|| format.missing("json_schema", what))?;
-            super::ask::refuse_unknown(&holder, &["name", "description", "schema", "strict"])?;
+            refuse_unknown(&holder, &["name", "description", "schema", "strict"])?;
             // A name, a description and `strict` change nothing here: every schema is kept strictly.
             holder.string("name")?;
             holder.string("description")?;

@@ -46,7 +46,7 @@ impl Default for Limits {
             regex_bytes: 4096,
             id_chars: 128,
             topic_bytes: 1024,
-            timeout: Duration::from_secs(7 * 24 * 3600),
+            timeout: Duration::from_hours(7 * 24),
         }
     }
 }

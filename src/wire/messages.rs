@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::ask::refuse_unknown;
 use super::fields::Fields;
+use super::known::refuse_unknown;
 use super::limits::Limits;
 use super::names::shown;
 use crate::request::{Code, Message, Refusal, Role};

@@ -11,6 +11,7 @@ mod answer;
 mod ask;
 mod fields;
 mod generation;
+mod known;
 mod limits;
 mod messages;
 mod names;

@@ -146,7 +146,7 @@ impl Profiles {
     ///
     /// # Errors
     /// The first profile that is wrong, and what is wrong with it.
-    pub fn check(&self, limits: &Limits) -> Result<(), (String, Refusal)> {
+    pub fn check(&self, limits: &Limits) -> Result<(), (String, Box<Refusal>)> {
         for (name, profile) in &self.0 {
             names::check_id(name, limits.id_chars)
                 .map_err(|mut refusal| {
@@ -157,7 +157,7 @@ impl Profiles {
                     refusal
                 })
                 .and_then(|()| profile.check(limits))
-                .map_err(|refusal| (name.clone(), refusal))?;
+                .map_err(|refusal| (name.clone(), Box::new(refusal)))?;
         }
         Ok(())
     }
