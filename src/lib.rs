@@ -19,4 +19,5 @@ pub mod engine;
 pub mod inference;
 pub mod request;
 pub mod scheduler;
+pub mod socket;
 pub mod wire;
