@@ -15,6 +15,7 @@
 //! | [`daemon`] | wires it all together |
 //! | [`cli`] | the commands |
 
+pub mod cli;
 pub mod engine;
 pub mod inference;
 pub mod request;

@@ -57,7 +57,7 @@ impl Body for Reply {
 pub(super) struct Fault {
     status: u16,
     code: &'static str,
-    refusal: Refusal,
+    refusal: Box<Refusal>,
     allow: Option<&'static str>,
     close: bool,
 }
@@ -90,13 +90,19 @@ impl Fault {
         let shown: String = method.as_str().chars().take(20).collect();
         let refusal =
             Refusal::bad_request(format!("the method {shown} is not possible here; {allow} is"));
-        Fault { status: 405, code: "method_not_allowed", refusal, allow: Some(allow), close: false }
+        Fault {
+            status: 405,
+            code: "method_not_allowed",
+            refusal: Box::new(refusal),
+            allow: Some(allow),
+            close: false,
+        }
     }
 
     /// The body did not arrive in time.
     pub(super) fn slow_body() -> Self {
         let refusal = Refusal::new(Code::Timeout, "the request's body did not arrive in time");
-        Fault { status: 408, code: "timeout", refusal, allow: None, close: true }
+        Fault { status: 408, code: "timeout", refusal: Box::new(refusal), allow: None, close: true }
     }
 
     /// Ends the connection with the response: what the client still sends cannot be understood.
