@@ -33,9 +33,9 @@ const BUFFER_BYTES: usize = 64 << 10;
 
 /// What a client reads that comes while there are too many.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
-connection: close\r\ncontent-length: 138\r\n\r\n\
+connection: close\r\ncontent-length: 132\r\n\r\n\
 {\"error\":{\"message\":\"too many connections; try again soon\",\"type\":\"server_error\",\"param\":null,\
-\"code\":\"busy\",\"retry_after_ms\":1000}}       \n";
+\"code\":\"busy\",\"retry_after_ms\":1000}}\n";
 
 /// Answers HTTP on a socket until `shutdown` ends. Answers that run then are finished first; dropping the future ends them.
 pub async fn serve(bound: Bound, app: Arc<App>, shutdown: impl Future<Output = ()>) {

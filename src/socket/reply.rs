@@ -67,7 +67,7 @@ impl From<Refusal> for Fault {
         Fault {
             status: refusal.code.http_status(),
             code: refusal.code.as_str(),
-            refusal,
+            refusal: Box::new(refusal),
             allow: None,
             close: false,
         }
