@@ -1,7 +1,6 @@
 //! `promptd ask`: one question to the running service, its answer on standard output.
 
-use std::ffi::OsString;
-use std::io::{IsTerminal as _, Read as _};
+use std::io::Read as _;
 use std::process::ExitCode;
 
 use http_body_util::BodyExt as _;
@@ -11,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::Ask;
 use super::http::{Client, Events, Trouble};
-use super::{out, socket_path};
+use super::{World, exit, socket_path};
 
 /// The most that is read from standard input: what the service could be configured to take, and one byte more so that the
 /// service's own refusal comes instead of a prompt cut short.
@@ -21,59 +20,64 @@ const INPUT_BYTES: u64 = (16 << 20) + 1;
 const EVENT_BYTES: usize = 1 << 20;
 
 /// Asks, and prints the answer.
-pub async fn run(args: Ask, environment: impl Fn(&str) -> Option<OsString>) -> ExitCode {
-    match ask(args, environment).await {
-        Ok(()) => ExitCode::SUCCESS,
+pub async fn run(args: Ask) -> ExitCode {
+    World::real(async |world| ExitCode::from(run_in(args, world).await)).await
+}
+
+/// The same in a given world; returns the exit code.
+pub async fn run_in(args: Ask, world: &mut World<'_>) -> u8 {
+    // Boxed: an HTTP exchange is a large future, and there is only one.
+    match Box::pin(ask(args, world)).await {
+        Ok(()) => exit::OK,
         Err(trouble) => {
             // `promptd ask … | head` has seen enough; that is no error worth a word.
             let quiet = matches!(&trouble, Trouble::Output(source) if source.kind() == std::io::ErrorKind::BrokenPipe);
             if !quiet {
-                out::error(&trouble);
+                world.complain(&trouble);
             }
-            ExitCode::from(trouble.exit_code())
+            trouble.exit_code()
         }
     }
 }
 
-async fn ask(args: Ask, environment: impl Fn(&str) -> Option<OsString>) -> Result<(), Trouble> {
-    let prompt = prompt(&args.prompt)?;
+async fn ask(args: Ask, world: &mut World<'_>) -> Result<(), Trouble> {
+    let prompt = prompt(&args.prompt, world)?;
     let schema = schema(&args)?;
-    let socket = socket_path(args.socket.clone(), environment);
+    let socket = socket_path(args.socket.clone(), world.environment);
     let client = Client { socket: &socket };
     let chat = has_chat(&client).await?;
-    let stream = !args.json && (args.stream || std::io::stdout().is_terminal());
+    let stream = !args.json && (args.stream || world.output_is_terminal);
     let (path, body) = request(&args, chat, &prompt, schema, stream)?;
     let response = client.send(path, Some(&body)).await?;
     if stream && response.status().is_success() {
-        return print_stream(&client, response).await;
+        return print_stream(&client, response, world).await;
     }
     let (_, answer) = client.read_json(response).await?;
     if let Some(error) = answer.get("error") {
         return Err(Trouble::refused(error));
     }
     if args.json {
-        return out::text(&format!("{answer}\n")).map_err(Trouble::Output);
+        return world.print(&format!("{answer}\n")).map_err(Trouble::Output);
     }
     let choice = answer.pointer("/choices/0").unwrap_or(&Value::Null);
     let text =
         choice.pointer("/message/content").or_else(|| choice.get("text")).and_then(Value::as_str);
     let text = text.ok_or_else(|| client.strange("an answer without text".to_owned()))?;
-    out::text(&with_line_end(text)).map_err(Trouble::Output)
+    world.print(&with_line_end(text)).map_err(Trouble::Output)
 }
 
 /// The prompt as typed, or from standard input.
-fn prompt(typed: &[String]) -> Result<String, Trouble> {
+fn prompt(typed: &[String], world: &mut World<'_>) -> Result<String, Trouble> {
     if !typed.is_empty() && typed != ["-"] {
         return Ok(typed.join(" "));
     }
-    let input = std::io::stdin().lock();
-    if typed.is_empty() && input.is_terminal() {
+    if typed.is_empty() && world.input_is_terminal {
         return Err(Trouble::Usage(
             "there is no prompt: promptd ask \"Is the light on?\"".to_owned(),
         ));
     }
     let mut text = String::new();
-    let read = input.take(INPUT_BYTES).read_to_string(&mut text);
+    let read = world.input.take(INPUT_BYTES).read_to_string(&mut text);
     read.map_err(|source| Trouble::File { path: "standard input".into(), source })?;
     let text = text.trim_end_matches(['\n', '\r']);
     if text.trim().is_empty() {
@@ -152,6 +156,7 @@ fn request(
 async fn print_stream(
     client: &Client<'_>,
     mut response: Response<Incoming>,
+    world: &mut World<'_>,
 ) -> Result<(), Trouble> {
     let mut events = Events::default();
     let mut line_is_open = false;
@@ -160,7 +165,7 @@ async fn print_stream(
         for data in events.push(frame.data_ref().map_or(&[], |data| data.as_ref())) {
             if data == "[DONE]" {
                 return if line_is_open {
-                    out::text("\n").map_err(Trouble::Output)
+                    world.print("\n").map_err(Trouble::Output)
                 } else {
                     Ok(())
                 };
@@ -169,7 +174,7 @@ async fn print_stream(
                 .map_err(|error| client.strange(format!("no JSON, {error}")))?;
             if let Some(error) = event.get("error") {
                 if line_is_open {
-                    out::text("\n").map_err(Trouble::Output)?;
+                    world.print("\n").map_err(Trouble::Output)?;
                 }
                 return Err(Trouble::refused(error));
             }
@@ -180,7 +185,7 @@ async fn print_stream(
                 .and_then(Value::as_str);
             if let Some(text) = text.filter(|text| !text.is_empty()) {
                 line_is_open = !text.ends_with('\n');
-                out::text(text).map_err(Trouble::Output)?;
+                world.print(text).map_err(Trouble::Output)?;
             }
         }
         if events.unfinished() > EVENT_BYTES {

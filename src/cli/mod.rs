@@ -5,11 +5,13 @@
 pub mod args;
 pub mod ask;
 mod http;
-mod out;
 pub mod status;
+mod world;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+
+pub use world::World;
 
 /// Where the service listens if nobody says otherwise: the systemd unit's runtime directory.
 pub const DEFAULT_SOCKET: &str = "/run/promptd/promptd.sock";

@@ -1,6 +1,5 @@
 //! `promptd status`: how the running service is, for people or as JSON.
 
-use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -9,21 +8,27 @@ use serde_json::{Map, Value};
 
 use super::args::Status;
 use super::http::{Client, Trouble};
-use super::{exit, out, socket_path};
+use super::world::clean;
+use super::{World, exit, socket_path};
 
 /// Asks the service how it is, and prints it.
-pub async fn run(args: Status, environment: impl Fn(&str) -> Option<OsString>) -> ExitCode {
-    let socket = socket_path(args.socket, environment);
-    match show(&socket, args.json).await {
-        Ok(code) => ExitCode::from(code),
+pub async fn run(args: Status) -> ExitCode {
+    World::real(async |world| ExitCode::from(run_in(args, world).await)).await
+}
+
+/// The same in a given world; returns the exit code.
+pub async fn run_in(args: Status, world: &mut World<'_>) -> u8 {
+    let socket = socket_path(args.socket, world.environment);
+    match Box::pin(show(&socket, args.json, world)).await {
+        Ok(code) => code,
         Err(trouble) => {
-            out::error(&trouble);
-            ExitCode::from(trouble.exit_code())
+            world.complain(&trouble);
+            trouble.exit_code()
         }
     }
 }
 
-async fn show(socket: &Path, as_json: bool) -> Result<u8, Trouble> {
+async fn show(socket: &Path, as_json: bool, world: &mut World<'_>) -> Result<u8, Trouble> {
     let client = Client { socket };
     let (_, version) = client.json("/version", None).await?;
     let (_, status) = client.json("/health/ready", None).await?;
@@ -44,7 +49,7 @@ async fn show(socket: &Path, as_json: bool) -> Result<u8, Trouble> {
     } else {
         table(&version, socket, &status)
     };
-    out::text(&text).map_err(Trouble::Output)?;
+    world.print(&text).map_err(Trouble::Output)?;
     Ok(code)
 }
 
@@ -120,10 +125,9 @@ fn table(version: &Value, socket: &Path, status: &Value) -> String {
 }
 
 fn words(value: &Value) -> String {
-    value.as_str().map_or_else(
-        || if value.is_null() { "?".to_owned() } else { value.to_string() },
-        out::clean,
-    )
+    value
+        .as_str()
+        .map_or_else(|| if value.is_null() { "?".to_owned() } else { value.to_string() }, clean)
 }
 
 #[cfg(test)]

@@ -112,6 +112,9 @@ pub enum BindError {
 ///
 /// # Errors
 /// See [`BindError`]; each names the path and the way out.
+///
+/// # Panics
+/// Outside a tokio runtime: the listener belongs to the one it is made in.
 pub fn bind(path: &Path, mode: u32) -> Result<Bound, BindError> {
     let failed = |action| {
         move |source: Errno| BindError::Io { action, path: path.to_owned(), source: source.into() }

@@ -358,7 +358,7 @@ async fn other_paths_and_methods() {
     assert_eq!((answer.status, &answer.json()["state"]), (503, &json!("loading")));
     assert_eq!(ask(&door, request("GET", "/v1/models", "")).await.json()["data"], json!([]));
     door.script.set_status(|status| {
-        status.state = State::ModelFailed(Refusal::new(Code::ModelFailed, "no file"))
+        status.state = State::ModelFailed(Refusal::new(Code::ModelFailed, "no file"));
     });
     let answer = ask(&door, request("GET", "/health/ready", "")).await;
     assert_eq!((answer.status, &answer.json()["error"]["message"]), (503, &json!("no file")));

@@ -33,7 +33,7 @@ pub(crate) struct Door {
     pub(crate) script: Script,
     stop: Option<oneshot::Sender<()>>,
     server: JoinHandle<()>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Door {
@@ -59,7 +59,7 @@ impl Door {
             Kind::Http => tokio::spawn(serve(bound, app, stopped)),
             Kind::Lines => tokio::spawn(serve_lines(bound, app, stopped)),
         };
-        Door { path, script, stop: Some(stop), server, _dir: dir }
+        Door { path, script, stop: Some(stop), server, dir }
     }
 
     /// Tells the door to stop.
@@ -70,7 +70,7 @@ impl Door {
     /// Waits until it has.
     pub(crate) async fn stopped(self) -> TempDir {
         soon(self.server).await.unwrap();
-        self._dir
+        self.dir
     }
 
     pub(crate) async fn connect(&self) -> Client {
