@@ -19,4 +19,7 @@ pub mod engine;
 pub mod inference;
 pub mod request;
 pub mod scheduler;
+pub mod settings;
+pub mod systemd;
+pub mod telemetry;
 pub mod wire;
