@@ -124,13 +124,18 @@ schema = '''
             if service.poll() is not None:
                 raise Failure(f"promptd ended with status {service.returncode} before it was ready")
             try:
-                status, body = get(self.http, "/health/ready")
-                if status == 200 and body.get("mqtt", "connected") == "connected":
-                    return time.monotonic() - began
+                if get(self.http, "/health/ready")[0] == 200:
+                    break
             except (OSError, ValueError, http.client.HTTPException):
                 pass
             time.sleep(0.02)
-        raise Failure(f"promptd was not ready after {PATIENCE_SECONDS} s")
+        else:
+            raise Failure(f"promptd was not ready after {PATIENCE_SECONDS} s")
+        # `online` is retained and published once promptd has subscribed: from here on no prompt goes unheard.
+        online = run([tool("mosquitto_sub"), "-p", str(self.port), "-C", "1", "-W", str(PATIENCE_SECONDS), "-t", "promptd/demo/availability"])
+        if online.strip() != "online":
+            raise Failure(f"promptd says {online.strip()!r} on promptd/demo/availability")
+        return time.monotonic() - began
 
     def down(self):
         """Ends what this started, promptd before its broker, so that it can say goodbye."""
