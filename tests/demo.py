@@ -118,24 +118,26 @@ schema = '''
         with open(broker_config, "w", encoding="ascii") as file:
             file.write(f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
         self.start("mosquitto", [tool("mosquitto"), "-c", broker_config])
-        service = self.start("promptd", [self.promptd, "serve", "--config", self.write_config()])
-        began, deadline = time.monotonic(), time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline:
-            if service.poll() is not None:
-                raise Failure(f"promptd ended with status {service.returncode} before it was ready")
-            try:
-                if get(self.http, "/health/ready")[0] == 200:
-                    break
-            except (OSError, ValueError, http.client.HTTPException):
-                pass
-            time.sleep(0.02)
-        else:
-            raise Failure(f"promptd was not ready after {PATIENCE_SECONDS} s")
+        began = time.monotonic()
+        self.wait_until_ready(self.start("promptd", [self.promptd, "serve", "--config", self.write_config()]))
         # `online` is retained and published once promptd has subscribed: from here on no prompt goes unheard.
         online = run([tool("mosquitto_sub"), "-p", str(self.port), "-C", "1", "-W", str(PATIENCE_SECONDS), "-t", "promptd/demo/availability"])
         if online.strip() != "online":
             raise Failure(f"promptd says {online.strip()!r} on promptd/demo/availability")
         return time.monotonic() - began
+
+    def wait_until_ready(self, service):
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            if service.poll() is not None:
+                raise Failure(f"promptd ended with status {service.returncode} before it was ready")
+            try:
+                if get(self.http, "/health/ready")[0] == 200:
+                    return
+            except (OSError, ValueError, http.client.HTTPException):
+                pass
+            time.sleep(0.02)
+        raise Failure(f"promptd was not ready after {PATIENCE_SECONDS} s")
 
     def down(self):
         """Ends what this started, promptd before its broker, so that it can say goodbye."""
