@@ -20,5 +20,8 @@ pub mod engine;
 pub mod inference;
 pub mod request;
 pub mod scheduler;
+pub mod settings;
 pub mod socket;
+pub mod systemd;
+pub mod telemetry;
 pub mod wire;

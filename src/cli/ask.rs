@@ -110,7 +110,7 @@ async fn has_chat(client: &Client<'_>) -> Result<bool, Trouble> {
             refused("model_loading", format!("promptd is still {stage}; ask again in a moment"))
         }
         Some("draining") => refused("busy", "promptd is stopping".to_owned()),
-        Some("model_failed") => Err(Trouble::refused(status.get("error").unwrap_or(&Value::Null))),
+        Some("model_failed") => Err(Trouble::refused(&status)),
         _ => Err(client.strange("/health/ready names no state".to_owned())),
     }
 }

@@ -86,7 +86,7 @@ impl Trouble {
         }
     }
 
-    /// A refusal from the object under `error`.
+    /// A refusal from an object with `code` and `message`.
     pub(super) fn refused(error: &Value) -> Self {
         let text = |name: &str, other: &str| {
             error.get(name).and_then(Value::as_str).unwrap_or(other).to_owned()

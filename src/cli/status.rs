@@ -57,7 +57,7 @@ async fn show(socket: &Path, as_json: bool, world: &mut World<'_>) -> Result<u8,
 fn table(version: &Value, socket: &Path, status: &Value) -> String {
     let at = |path: &str| words(status.pointer(path).unwrap_or(&Value::Null));
     let mut rows: Vec<(&str, String)> = Vec::new();
-    let state = match (status.pointer("/stage"), status.pointer("/error/message")) {
+    let state = match (status.pointer("/stage"), status.pointer("/message")) {
         (Some(stage), _) => format!("{}: {}", at("/state"), words(stage)),
         (_, Some(message)) => format!("{}: {}", at("/state"), words(message)),
         _ => at("/state"),

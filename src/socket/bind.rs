@@ -168,7 +168,7 @@ fn make_room(path: &Path) -> Result<(), BindError> {
     } else if kind.is_dir() {
         return not_ours("a directory");
     } else if !kind.is_socket() {
-        return not_ours("a file that is no socket");
+        return not_ours("not a socket");
     }
     match probe(path) {
         Ok(pid) => return Err(BindError::InUse { path: path.to_owned(), pid }),

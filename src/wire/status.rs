@@ -14,11 +14,9 @@ pub fn status_object(status: &Status) -> Value {
             object.insert("stage".into(), stage.as_str().into());
         }
         State::ModelFailed(refusal) => {
-            let mut error = Map::new();
-            error.insert("code".into(), refusal.code.as_str().into());
-            error.insert("message".into(), refusal.message.as_str().into());
-            error.extend(numbers(refusal));
-            object.insert("error".into(), Value::Object(error));
+            object.insert("code".into(), refusal.code.as_str().into());
+            object.insert("message".into(), refusal.message.as_str().into());
+            object.extend(numbers(refusal));
         }
         State::Ready | State::Draining => {}
     }
@@ -63,7 +61,10 @@ mod tests {
         let refusal = Refusal::new(Code::ModelFailed, "no such folder");
         let failed =
             status_object(&Status { state: State::ModelFailed(refusal), ..Status::default() });
-        assert_eq!(failed["error"], json!({"code": "model_failed", "message": "no such folder"}));
+        assert_eq!(
+            (&failed["code"], &failed["message"]),
+            (&json!("model_failed"), &json!("no such folder"))
+        );
         let ready = status_object(&Status { state: State::Ready, waiting: 2, ..Status::default() });
         assert_eq!((&ready["state"], &ready["queue"]["waiting"]), (&json!("ready"), &json!(2)));
     }

@@ -12,3 +12,5 @@ mod socket;
 mod socket_bind;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod walls;

@@ -361,7 +361,7 @@ async fn other_paths_and_methods() {
         status.state = State::ModelFailed(Refusal::new(Code::ModelFailed, "no file"));
     });
     let answer = ask(&door, request("GET", "/health/ready", "")).await;
-    assert_eq!((answer.status, &answer.json()["error"]["message"]), (503, &json!("no file")));
+    assert_eq!((answer.status, &answer.json()["message"]), (503, &json!("no file")));
 }
 
 #[tokio::test]

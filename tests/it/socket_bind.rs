@@ -78,7 +78,7 @@ async fn what_is_not_ours_stays() {
     let file = dir.path().join("file");
     std::fs::write(&file, "precious").unwrap();
     for (path, what) in
-        [(&link, "symbolic link"), (&dangling, "symbolic link"), (&file, "no socket")]
+        [(&link, "symbolic link"), (&dangling, "symbolic link"), (&file, "not a socket")]
     {
         let before = std::fs::symlink_metadata(path).unwrap().ino();
         let error = bind(path, 0o600).unwrap_err();
