@@ -15,11 +15,13 @@
 //! | [`daemon`] | wires it all together |
 //! | [`cli`] | the commands |
 
+pub mod cli;
 pub mod engine;
 pub mod inference;
 pub mod request;
 pub mod scheduler;
 pub mod settings;
+pub mod socket;
 pub mod systemd;
 pub mod telemetry;
 pub mod wire;
