@@ -494,6 +494,8 @@ fn models_by_name() {
     }
 }
 
+type Parse = fn(&[u8], &Context<'_>) -> Result<Asked, AskError>;
+
 /// Whatever stands in a field: the request is read, or the refusal names the field and the code is one of three.
 #[test]
 fn no_value_of_any_field_is_a_surprise() {
@@ -524,7 +526,6 @@ fn no_value_of_any_field_is_a_surprise() {
         json!({"type": "json_schema", "json_schema": []}),
         json!({"": {"": []}}),
     ];
-    type Parse = fn(&[u8], &Context<'_>) -> Result<Asked, AskError>;
     let kinds: [(Parse, Value); 4] = [
         (|body, context| parse_ask(body, None, context), json!({"prompt": "x"})),
         (

@@ -8,6 +8,7 @@ use promptd::scheduler::{State, Status};
 use promptd::socket::Patience;
 use promptd::wire::Limits;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 
 use crate::support::door::{Client, Door, Kind, delta, finished, prefill, soon};
 
@@ -469,6 +470,13 @@ async fn who_goes_away_cancels() {
             client.until("\"content\":\"a\"").await;
         }
         drop(client);
+        soon(events.closed()).await;
+
+        // Closing the writing end is going away too: HTTP clients do not do it otherwise.
+        let mut client = door.connect().await;
+        client.send(chat(&json!({ "stream": stream }))).await;
+        let events = door.accepted().await;
+        client.stream.shutdown().await.unwrap();
         soon(events.closed()).await;
     }
 }
