@@ -69,13 +69,13 @@ impl Verdict {
         self.id
     }
 
-    /// Accepts it; its events go into the returned sender. An asker that is gone leaves that closed.
-    pub fn accept(self, seed: u64) -> mpsc::Sender<Event> {
+    /// Accepts it; its events are sent with what is returned.
+    pub fn accept(self, seed: u64) -> Events {
         let (send, events) = mpsc::channel(64);
         let checked = CheckedPrompt { prompt_tokens: 1, max_tokens: 1 };
         // A reply nobody waits for drops the ticket.
         let _ = self.reply.send(Ok(Ticket { id: self.id, seed, checked, events }));
-        send
+        Events(send)
     }
 
     /// Refuses it.
@@ -86,5 +86,21 @@ impl Verdict {
     /// Waits until the asker is gone.
     pub async fn abandoned(&mut self) {
         self.reply.closed().await;
+    }
+}
+
+/// The scheduler's half of an accepted prompt. Dropping it without a final event loses the prompt.
+#[derive(Debug)]
+pub struct Events(mpsc::Sender<Event>);
+
+impl Events {
+    /// Tells the asker what happened. Whether the asker is still there is `closed`'s business.
+    pub async fn send(&self, event: Event) {
+        let _ = self.0.send(event).await;
+    }
+
+    /// Waits until the asker has dropped the ticket.
+    pub async fn closed(&self) {
+        self.0.closed().await;
     }
 }

@@ -15,13 +15,22 @@ use super::running::Entry;
 use crate::request::{Event, Refusal};
 use crate::scheduler::Ticket;
 
+/// A ticket on its way to its next event. It owns the ticket, so that dropping it drops that too.
+type Next = Pin<Box<dyn Future<Output = (Ticket, Option<Event>)> + Send>>;
+
+fn next(mut ticket: Ticket) -> Next {
+    Box::pin(async move {
+        let event = ticket.next().await;
+        (ticket, event)
+    })
+}
+
 /// A streamed answer.
-#[derive(Debug)]
 pub(super) struct Stream {
     head: Head,
     include_usage: bool,
-    /// `None` when the final event has come.
-    ticket: Option<Ticket>,
+    /// Waits for the next event, with the ticket inside; `None` when the final one has come.
+    next: Option<Next>,
     /// Keeps the prompt in the register of running ones.
     _entry: Entry,
     /// Bytes to be sent.
@@ -29,6 +38,12 @@ pub(super) struct Stream {
     /// Runs out when the stream was silent for too long.
     silence: Pin<Box<Sleep>>,
     ping: Duration,
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stream").field("head", &self.head).finish_non_exhaustive()
+    }
 }
 
 impl Stream {
@@ -42,15 +57,8 @@ impl Stream {
     ) -> Self {
         let silence = Box::pin(tokio::time::sleep(ping));
         let ready = Vec::new();
-        let mut stream = Stream {
-            head,
-            include_usage,
-            ticket: Some(ticket),
-            _entry: entry,
-            ready,
-            silence,
-            ping,
-        };
+        let next = Some(next(ticket));
+        let mut stream = Stream { head, include_usage, next, _entry: entry, ready, silence, ping };
         if let Some(first) = stream.head.first_chunk() {
             stream.chunk(first);
         }
@@ -60,9 +68,12 @@ impl Stream {
     /// The next bytes; `None` at the end.
     pub(super) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         while self.ready.is_empty() {
-            let Some(ticket) = &mut self.ticket else { return Poll::Ready(None) };
-            match ticket.poll_next(cx) {
-                Poll::Ready(event) => self.take(event),
+            let Some(waiting) = &mut self.next else { return Poll::Ready(None) };
+            match waiting.as_mut().poll(cx) {
+                Poll::Ready((ticket, event)) => {
+                    self.next = Some(next(ticket));
+                    self.take(event);
+                }
                 Poll::Pending => {
                     std::task::ready!(self.silence.as_mut().poll(cx));
                     self.ready.extend_from_slice(b": ping\n\n");
@@ -98,7 +109,7 @@ impl Stream {
 
     fn end(&mut self) {
         self.ready.extend_from_slice(b"data: [DONE]\n\n");
-        self.ticket = None;
+        self.next = None;
     }
 
     fn chunk(&mut self, mut chunk: Map<String, Value>) {

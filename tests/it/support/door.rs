@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use promptd::engine::frames::ModelInfo;
 use promptd::request::{Event, Finish, FinishReason, Submission, Timings, Usage};
-use promptd::scheduler::scripted::{Call, Script, Verdict, scripted};
+use promptd::scheduler::scripted::{Call, Events, Script, Verdict, scripted};
 use promptd::scheduler::{State, Status};
 use promptd::socket::{App, Patience, bind, serve, serve_lines};
 use promptd::wire::{Limits, Profiles};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// A test that takes longer than this hangs.
@@ -86,7 +86,7 @@ impl Door {
     }
 
     /// Accepts the next prompt.
-    pub(crate) async fn accepted(&mut self) -> mpsc::Sender<Event> {
+    pub(crate) async fn accepted(&mut self) -> Events {
         self.submitted().await.1.accept(7)
     }
 
@@ -97,9 +97,9 @@ impl Door {
         for event in
             [prefill(), delta("")].into_iter().chain(pieces.iter().map(|piece| delta(piece)))
         {
-            events.send(event).await.unwrap();
+            events.send(event).await;
         }
-        events.send(finished()).await.unwrap();
+        events.send(finished()).await;
         submission
     }
 }
