@@ -10,9 +10,6 @@ mod world;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::ExitCode;
-
-use clap::Parser as _;
 
 pub use world::World;
 
@@ -34,32 +31,6 @@ pub mod exit {
     pub const UNREACHABLE: u8 = 69;
     /// The service is busy or loads its model: the same command works later (`EX_TEMPFAIL`).
     pub const LATER: u8 = 75;
-}
-
-/// Reads the command line and does what it says.
-pub fn main() -> ExitCode {
-    let args = match args::Args::try_parse() {
-        Ok(args) => args,
-        Err(error) => {
-            // Help and version come this way too; whoever closed the output does not want to know.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE));
-        }
-    };
-    match args.command {
-        args::Command::Ask(args) => block_on(ask::run(args)),
-        args::Command::Status(args) => block_on(status::run(args)),
-        args::Command::Serve(_) | args::Command::Engine => ExitCode::from(exit::FAILURE),
-    }
-}
-
-/// Runs a client command: one thread is plenty for one connection.
-fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(command),
-        // Without epoll or file descriptors there is nothing to say it with either.
-        Err(_) => ExitCode::from(exit::FAILURE),
-    }
 }
 
 /// The socket: as typed, or as the environment says, or the default one.
