@@ -22,7 +22,7 @@ const BODY_BYTES: usize = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Trouble {
     /// Nobody listens.
-    #[error("cannot reach promptd at {}; `systemctl status promptd` tells whether it runs, --socket names another socket", .socket.display())]
+    #[error("cannot reach promptd at {}; {}", .socket.display(), way_out(.source))]
     Unreachable {
         /// Where it was looked for.
         socket: PathBuf,
@@ -70,6 +70,15 @@ pub(super) enum Trouble {
     /// Standard output is closed.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
+}
+
+/// What to do about a socket that cannot be reached.
+fn way_out(source: &io::Error) -> &'static str {
+    if source.kind() == io::ErrorKind::PermissionDenied {
+        "it is open to its owner and group only, which `ls -l` shows"
+    } else {
+        "`systemctl status promptd` tells whether it runs, --socket names another socket"
+    }
 }
 
 impl Trouble {
