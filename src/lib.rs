@@ -17,6 +17,7 @@
 
 pub mod engine;
 pub mod inference;
+pub mod mqtt;
 pub mod request;
 pub mod scheduler;
 pub mod wire;
