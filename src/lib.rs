@@ -15,9 +15,11 @@
 //! | [`daemon`] | wires it all together |
 //! | [`cli`] | the commands |
 
+pub mod cli;
 pub mod engine;
 pub mod inference;
 pub mod mqtt;
 pub mod request;
 pub mod scheduler;
+pub mod socket;
 pub mod wire;

@@ -1,6 +1,8 @@
 //! Accepts prompts, lets them wait, gives them to the engine and sees that each ends in exactly one final event.
 //! Knows no topic, no HTTP and no tensor.
 
+#[doc(hidden)]
+pub mod scripted;
 mod status;
 mod ticket;
 

@@ -1,5 +1,7 @@
 //! The asker's half of an accepted prompt: its events in order. Dropping the ticket cancels the prompt.
 
+use std::task::{Context, Poll};
+
 use tokio::sync::mpsc;
 
 use crate::engine::frames::CheckedPrompt;
@@ -33,5 +35,10 @@ impl Ticket {
     /// The next event. `None` only after the final one.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
+    }
+
+    /// The same for those who poll: streams write an answer as it comes.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.events.poll_recv(cx)
     }
 }

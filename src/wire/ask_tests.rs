@@ -493,3 +493,69 @@ fn models_by_name() {
         assert_eq!(checked.is_ok(), good, "{asked:?} {served:?}");
     }
 }
+
+/// Whatever stands in a field: the request is read, or the refusal names the field and the code is one of three.
+#[test]
+fn no_value_of_any_field_is_a_surprise() {
+    let values = [
+        json!(null),
+        json!(true),
+        json!(false),
+        json!(0),
+        json!(1),
+        json!(-1),
+        json!(0.5),
+        json!(1e308),
+        json!(-1e308),
+        json!(u64::MAX),
+        json!(i64::MIN),
+        json!(""),
+        json!("1"),
+        json!("\0"),
+        json!("x".repeat(100_000)),
+        json!([]),
+        json!([null]),
+        json!([[]]),
+        json!([{}]),
+        json!(["a", 1]),
+        json!(vec!["a"; 2000]),
+        json!({}),
+        json!({"type": null}),
+        json!({"type": "json_schema", "json_schema": []}),
+        json!({"": {"": []}}),
+    ];
+    type Parse = fn(&[u8], &Context<'_>) -> Result<Asked, AskError>;
+    let kinds: [(Parse, Value); 4] = [
+        (|body, context| parse_ask(body, None, context), json!({"prompt": "x"})),
+        (
+            |body, context| parse_ask(body, None, context),
+            json!({"messages": [{"role": "user", "content": "x"}]}),
+        ),
+        (parse_chat, json!({"messages": [{"role": "user", "content": "x"}]})),
+        (parse_completion, json!({"prompt": "x"})),
+    ];
+    let mut read = 0;
+    for (parse, base) in &kinds {
+        for field in super::super::known::names() {
+            for value in &values {
+                let mut body = base.clone();
+                body[field] = value.clone();
+                let Err(error) = with(|context| parse(body.to_string().as_bytes(), context)) else {
+                    read += 1;
+                    continue;
+                };
+                let (code, param) =
+                    (error.refusal.code.as_str(), error.refusal.param.unwrap_or_default());
+                assert!(
+                    ["bad_request", "unsupported", "not_found"].contains(&code),
+                    "{field}: {value}"
+                );
+                // `prompt` and `messages` exclude each other; either may be the one that is named.
+                let named =
+                    param.starts_with(field) || ["prompt", "messages"].contains(&param.as_str());
+                assert!(named, "{field}: {value}: {param}");
+            }
+        }
+    }
+    assert!(read > 500, "{read}");
+}

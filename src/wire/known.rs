@@ -171,3 +171,9 @@ static FIELDS: &[Field] = &[
     only("moderation", ALL, |_| false),
     only("session", ASK, |_| false),
 ];
+
+/// The names of all fields.
+#[cfg(test)]
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    FIELDS.iter().map(|field| field.name)
+}

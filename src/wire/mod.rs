@@ -21,6 +21,7 @@ mod status;
 use crate::request::{Code, Constraint, Identity, Refusal, Submission};
 
 pub use answer::{Answer, error_object, progress_object, stream_end, stream_piece};
+pub(crate) use answer::{milliseconds, numbers as refusal_numbers, rounded};
 pub use ask::{parse_ask, parse_chat, parse_completion};
 pub use limits::Limits;
 pub use names::check_id;

@@ -1,1 +1,14 @@
 //! The integration tests: one binary, a module per subject.
+//!
+//! `#[cfg(test)]` tells clippy that helpers are tests too, where `unwrap` and `panic!` are the right words.
+
+#[cfg(test)]
+mod cli;
+#[cfg(test)]
+mod lines;
+#[cfg(test)]
+mod socket;
+#[cfg(test)]
+mod socket_bind;
+#[cfg(test)]
+mod support;

@@ -1,0 +1,90 @@
+//! A scheduler whose every decision a test makes, so that the doors can be tested without an engine and without waiting.
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Command, Scheduler, Status, Ticket};
+use crate::engine::frames::CheckedPrompt;
+use crate::request::{Event, PromptId, Refusal, Submission};
+
+/// A handle as the doors get it, and the script behind it.
+pub fn scripted(status: Status) -> (Scheduler, Script) {
+    // Room for more commands than any test leaves unread.
+    let (commands, read) = mpsc::channel(64);
+    let (tell, status) = watch::channel(status);
+    (Scheduler { commands, status }, Script { commands: read, status: tell, next: 1 })
+}
+
+/// What stands behind a scripted handle.
+#[derive(Debug)]
+pub struct Script {
+    commands: mpsc::Receiver<Command>,
+    status: watch::Sender<Status>,
+    next: u64,
+}
+
+/// What a door asked.
+#[derive(Debug)]
+pub enum Call {
+    /// A prompt was handed in.
+    Submit(Submission, Verdict),
+    /// A prompt was cancelled by its number.
+    Cancel(PromptId),
+    /// Every prompt was cancelled.
+    CancelAll,
+    /// No further prompts are wanted.
+    Drain,
+}
+
+impl Script {
+    /// What is asked next; `None` when every handle is gone.
+    pub async fn next(&mut self) -> Option<Call> {
+        Some(match self.commands.recv().await? {
+            Command::Submit { submission, reply } => {
+                let id = PromptId(self.next);
+                self.next += 1;
+                Call::Submit(submission, Verdict { id, reply })
+            }
+            Command::Cancel { id } => Call::Cancel(id),
+            Command::CancelAll => Call::CancelAll,
+            Command::Drain => Call::Drain,
+        })
+    }
+
+    /// Changes the status that everybody sees.
+    pub fn set_status(&self, change: impl FnOnce(&mut Status)) {
+        self.status.send_modify(change);
+    }
+}
+
+/// A prompt that waits to be accepted or refused.
+#[derive(Debug)]
+pub struct Verdict {
+    id: PromptId,
+    reply: oneshot::Sender<Result<Ticket, Refusal>>,
+}
+
+impl Verdict {
+    /// The number the prompt has or would have.
+    pub fn id(&self) -> PromptId {
+        self.id
+    }
+
+    /// Accepts it; its events go into the returned sender. An asker that is gone leaves that closed.
+    pub fn accept(self, seed: u64) -> mpsc::Sender<Event> {
+        let (send, events) = mpsc::channel(64);
+        let checked = CheckedPrompt { prompt_tokens: 1, max_tokens: 1 };
+        // A reply nobody waits for drops the ticket.
+        let _ = self.reply.send(Ok(Ticket { id: self.id, seed, checked, events }));
+        send
+    }
+
+    /// Refuses it.
+    pub fn refuse(self, refusal: Refusal) {
+        let _ = self.reply.send(Err(refusal));
+    }
+
+    /// Waits until the asker is gone.
+    pub async fn abandoned(&mut self) {
+        self.reply.closed().await;
+    }
+}
