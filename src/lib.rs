@@ -18,6 +18,7 @@
 pub mod cli;
 pub mod engine;
 pub mod inference;
+pub mod mqtt;
 pub mod request;
 pub mod scheduler;
 pub mod settings;

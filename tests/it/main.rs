@@ -7,6 +7,10 @@ mod cli;
 #[cfg(test)]
 mod lines;
 #[cfg(test)]
+mod mqtt;
+#[cfg(test)]
+mod mqtt_faults;
+#[cfg(test)]
 mod socket;
 #[cfg(test)]
 mod socket_bind;

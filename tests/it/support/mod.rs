@@ -1,5 +1,6 @@
 //! What several test modules share: the program under test as a child, and a plain HTTP client for its socket.
 
+pub(crate) mod broker;
 pub(crate) mod door;
 pub(crate) mod http;
 pub(crate) mod service;
