@@ -1,2 +1,5 @@
-//! The program: hands the arguments to the command line room and gives its exit code back.
-fn main() {}
+//! The program: everything is in the library; here is only the way in.
+
+fn main() -> std::process::ExitCode {
+    promptd::cli::main()
+}

@@ -5,11 +5,18 @@
 pub mod args;
 pub mod ask;
 mod http;
+pub mod serve;
 pub mod status;
 mod world;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use self::args::{Args, Command};
+use crate::settings::Environment;
 
 pub use world::World;
 
@@ -29,8 +36,35 @@ pub mod exit {
     pub const USAGE: u8 = 2;
     /// Nobody listens on the socket (`EX_UNAVAILABLE`).
     pub const UNREACHABLE: u8 = 69;
+    /// The configuration is wrong (`EX_CONFIG`); the unit does not start the service again.
+    pub const CONFIGURATION: u8 = 78;
     /// The service is busy or loads its model: the same command works later (`EX_TEMPFAIL`).
     pub const LATER: u8 = 75;
+}
+
+/// Does what the command line says.
+pub fn main() -> ExitCode {
+    match Args::parse().command {
+        Command::Serve(args) => serve::run(args, &environment()),
+        Command::Engine => crate::engine::main(),
+        Command::Ask(args) => block_on(ask::run(args)),
+        Command::Status(args) => block_on(status::run(args)),
+    }
+}
+
+/// The environment as it is now, without what is no text: no setting of ours is.
+fn environment() -> Environment {
+    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    std::env::vars_os().filter_map(text).collect()
+}
+
+/// Runs a command that waits for the service.
+fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(command),
+        // Without file descriptors or memory there is nothing to say it with either.
+        Err(_) => ExitCode::from(exit::FAILURE),
+    }
 }
 
 /// The socket: as typed, or as the environment says, or the default one.

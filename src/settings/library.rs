@@ -39,6 +39,12 @@ pub fn find_library(
     })
 }
 
+/// Where libonnxruntime is expected if it is nowhere.
+pub fn expected_library(program: &Path) -> PathBuf {
+    let directory = search_path(program).into_iter().next().unwrap_or_default();
+    directory.join("libonnxruntime.so")
+}
+
 /// The directories looked at, first one first.
 fn search_path(program: &Path) -> Vec<PathBuf> {
     let mut directories = Vec::new();

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::wire::Profile;
 
-pub use library::{Located, find_library};
+pub use library::{Located, expected_library, find_library};
 pub use load::{Environment, SettingsError, load};
 
 /// Everything that can be set.
@@ -86,15 +86,22 @@ pub struct Mqtt {
     #[serde(default = "default_base_topic")]
     pub base_topic: String,
     /// User name, where it does not stand in the URL.
-    pub user: Option<String>,
+    pub username: Option<String>,
     /// A file whose first line is the password: a password in this file would be in every backup of it.
     pub password_file: Option<PathBuf>,
+    /// The name the broker knows promptd by. Absent: made of base topic and node. It has to stay the same, because the
+    /// broker keeps prompts for it.
+    pub client_id: Option<String>,
     /// Seconds between signs of life to the broker. MQTT's usual 30 notices a dead link within 45.
     #[serde(default = "default_keep_alive_seconds")]
     pub keep_alive_seconds: u16,
     /// Topic prefixes that `reply_to` in a request may name, besides this node's own answer topics.
     #[serde(default)]
     pub reply_prefixes: Vec<String>,
+    /// Whether MQTT 5's Response Topic is held to these prefixes too. promptd publishes with its own rights; where not
+    /// every client may be trusted with those, set this.
+    #[serde(default)]
+    pub restrict_response_topics: bool,
 }
 
 /// `[socket]`
