@@ -535,7 +535,8 @@ async fn cancelled_by_id() {
 #[tokio::test]
 async fn stopping_finishes_what_runs() {
     let mut door = Door::open(Kind::Http);
-    let mut idle = door.connect().await;
+    let (mut idle, mut half) = (door.connect().await, door.connect().await);
+    half.send("POST /v1/chat/comp").await;
     let (mut streaming, mut whole) = (door.connect().await, door.connect().await);
     streaming.send(chat(&json!({"stream": true}))).await;
     let first = door.accepted().await;
@@ -544,6 +545,8 @@ async fn stopping_finishes_what_runs() {
     streaming.until("assistant").await;
     door.stop();
     assert_eq!(idle.rest().await, "");
+    // Half a request holds nobody up for long.
+    assert_eq!(half.rest().await, "");
     for events in [first, second] {
         events.send(delta("to the end")).await;
         events.send(finished()).await;
