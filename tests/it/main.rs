@@ -11,6 +11,8 @@ mod socket;
 #[cfg(test)]
 mod socket_bind;
 #[cfg(test)]
+mod socket_misuse;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod walls;

@@ -2,6 +2,7 @@
 
 pub(crate) mod door;
 pub(crate) mod http;
+pub(crate) mod raw_http;
 pub(crate) mod service;
 
 use std::path::{Path, PathBuf};
