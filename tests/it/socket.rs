@@ -50,14 +50,14 @@ async fn a_streamed_chat_comes_piece_by_piece() {
     // The role is there before any token is.
     let mut text = client.until("\"role\":\"assistant\"").await;
     assert!(text.contains("content-type: text/event-stream"), "{text}");
-    events.send(prefill()).await;
+    events.send(prefill());
     for piece in ["Hel", "lo", "\n\n", "你好"] {
-        events.send(delta(piece)).await;
+        events.send(delta(piece));
         // Each piece is read before the next one is made: nothing is held back.
         text += &client.until(&serde_json::to_string(piece).unwrap()).await;
     }
-    events.send(delta("")).await;
-    events.send(finished()).await;
+    events.send(delta(""));
+    events.send(finished());
     text += &client.rest().await;
     let events = Answer::read(&text).events();
     let content: String = events
@@ -141,8 +141,8 @@ async fn a_silent_stream_says_that_it_is_alive() {
     let events = door.accepted().await;
     let mut text = client.until(": ping\n\n").await;
     text += &client.until(": ping\n\n").await;
-    events.send(delta("a")).await;
-    events.send(finished()).await;
+    events.send(delta("a"));
+    events.send(finished());
     text += &client.rest().await;
     let answer = Answer::read(&text);
     let content: String = answer
@@ -193,7 +193,7 @@ async fn failures_after_acceptance() {
     let mut client = door.connect().await;
     client.send(chat(&json!({}))).await;
     let events = door.accepted().await;
-    events.send(Event::Failed(Refusal::new(Code::Timeout, "late"))).await;
+    events.send(Event::Failed(Refusal::new(Code::Timeout, "late")));
     let answer = Answer::read(&client.rest().await);
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (504, &json!("timeout")));
 
@@ -201,9 +201,9 @@ async fn failures_after_acceptance() {
         let mut client = door.connect().await;
         client.send(chat(&json!({"stream": true}))).await;
         let events = door.accepted().await;
-        events.send(delta("a")).await;
+        events.send(delta("a"));
         if !lost {
-            events.send(Event::Failed(Refusal::new(Code::Cancelled, "gone"))).await;
+            events.send(Event::Failed(Refusal::new(Code::Cancelled, "gone")));
         }
         drop(events);
         let events = Answer::read(&client.rest().await).events();
@@ -295,7 +295,7 @@ async fn cancelled_by_id() {
         Answer::read(&other.rest().await).json(),
         json!({"id": public, "object": "request", "cancelled": true})
     );
-    events.send(Event::Failed(Refusal::new(Code::Cancelled, "cancelled"))).await;
+    events.send(Event::Failed(Refusal::new(Code::Cancelled, "cancelled")));
     assert!(client.rest().await.contains("\"code\":\"cancelled\""));
     // It has ended, so nobody knows it any more.
     assert_eq!(
@@ -320,8 +320,8 @@ async fn stopping_finishes_what_runs() {
     // Half a request holds nobody up for long.
     assert_eq!(half.rest().await, "");
     for events in [first, second] {
-        events.send(delta("to the end")).await;
-        events.send(finished()).await;
+        events.send(delta("to the end"));
+        events.send(finished());
     }
     for client in [&mut streaming, &mut whole] {
         let text = client.rest().await;
