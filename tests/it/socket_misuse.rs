@@ -64,8 +64,8 @@ async fn bodies_over_the_limit() {
 #[tokio::test]
 async fn slow_and_half_requests_end() {
     let patience = Patience {
-        head: Duration::from_millis(50),
-        body: Duration::from_millis(50),
+        head: Duration::from_millis(250),
+        body: Duration::from_millis(250),
         ..Patience::default()
     };
     let mut door = Door::with(Kind::Http, patience, Limits::default());
@@ -198,8 +198,8 @@ async fn one_connection_too_many() {
 #[tokio::test]
 async fn damaged_requests() {
     let patience = Patience {
-        head: Duration::from_millis(100),
-        body: Duration::from_millis(100),
+        head: Duration::from_millis(300),
+        body: Duration::from_millis(300),
         ..Patience::default()
     };
     let mut door = Door::with(Kind::Http, patience, Limits::default());
