@@ -1,3 +1,9 @@
 //! The engine as a process: the seam's frames, the child that owns the model, and the parent's half that keeps it alive.
 
+mod backoff;
+pub mod client;
+mod death;
 pub mod frames;
+mod life;
+
+pub use death::{Death, DeathReport, Phase};

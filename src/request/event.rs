@@ -30,6 +30,13 @@ pub enum Event {
     Failed(Refusal),
 }
 
+impl Event {
+    /// Whether nothing comes after it.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Event::Finished(_) | Event::Failed(_))
+    }
+}
+
 /// How an answer ended and what it cost.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Finish {

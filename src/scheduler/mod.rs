@@ -1,17 +1,47 @@
 //! Accepts prompts, lets them wait, gives them to the engine and sees that each ends in exactly one final event.
 //! Knows no topic, no HTTP and no tensor.
 
+mod actor;
+mod core;
+mod queue;
+mod rates;
 #[doc(hidden)]
 pub mod scripted;
 mod status;
 mod ticket;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
+use crate::engine::client::EnginePort;
 use crate::request::{Code, PromptId, Refusal, Submission};
 
 pub use status::{Counters, State, Status};
 pub use ticket::Ticket;
+
+// What the status holds; the rooms above need not know the engine for it.
+pub use crate::engine::frames::{CheckedPrompt, LoadStage, ModelInfo};
+
+/// The most prompts that wait, where nothing else is set. On a board that answers in 5 s the last of 64 waits five
+/// minutes, which is as long as anybody asks a device for; and 64 requests are small beside a model.
+pub const DEFAULT_QUEUE_LIMIT: usize = 64;
+
+/// Commands on their way to the task. It never waits for anybody, so a few are enough; whoever finds no room waits for
+/// microseconds.
+const COMMANDS: usize = 32;
+
+/// What the operator decides about the queue.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The most prompts that may wait. With 0 a prompt is taken only if it can start at once.
+    pub queue_limit: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { queue_limit: DEFAULT_QUEUE_LIMIT }
+    }
+}
 
 /// A handle on the scheduler; clones are cheap and mean the same scheduler.
 #[derive(Clone, Debug)]
@@ -30,6 +60,16 @@ pub(crate) enum Command {
 }
 
 impl Scheduler {
+    /// Starts the scheduler's task on the current runtime. The task ends, and the engine behind the port with it, when
+    /// all handles are dropped and the accepted prompts have ended. Aborting it fails their tickets with `internal`.
+    pub fn start(config: Config, port: EnginePort) -> (Scheduler, JoinHandle<()>) {
+        let core = core::Core::new(config, Box::new(draw_seed));
+        let (commands, incoming) = mpsc::channel(COMMANDS);
+        let (status, watched) = watch::channel(core.status());
+        let task = tokio::spawn(actor::Actor::new(core, incoming, port, status).run());
+        (Scheduler { commands, status: watched }, task)
+    }
+
     /// Hands a prompt in. It is checked completely (template, tokens, context, schema) before it is accepted; what is
     /// accepted ends in exactly one [`crate::request::Event::Finished`] or `Failed`.
     ///
@@ -64,4 +104,15 @@ impl Scheduler {
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
+}
+
+/// A seed for a prompt that brings none. It goes out in the answer so that the answer can be had again, therefore it
+/// has no more bits than every JSON reader keeps exactly (2^53).
+fn draw_seed() -> u64 {
+    // Without the system's randomness (which Linux always has) the standard library's own must do: no secret is drawn here.
+    let random = getrandom::u64().unwrap_or_else(|_| {
+        use std::hash::{BuildHasher, RandomState};
+        RandomState::new().hash_one(0_u8)
+    });
+    random >> 11
 }

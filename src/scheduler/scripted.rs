@@ -1,8 +1,11 @@
 //! A scheduler whose every decision a test makes, so that the doors can be tested without an engine and without waiting.
 
+use std::sync::Arc;
+
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Command, Scheduler, Status, Ticket};
+use super::ticket::{self, Outlet, Returns, Ticket};
+use super::{Command, Scheduler, Status};
 use crate::engine::frames::CheckedPrompt;
 use crate::request::{Event, PromptId, Refusal, Submission};
 
@@ -71,11 +74,12 @@ impl Verdict {
 
     /// Accepts it; its events are sent with what is returned.
     pub fn accept(self, seed: u64) -> Events {
-        let (send, events) = mpsc::channel(64);
         let checked = CheckedPrompt { prompt_tokens: 1, max_tokens: 1 };
+        let returns = Arc::new(Returns::default());
+        let (outlet, ticket) = ticket::accept(self.id, seed, checked, &returns);
         // A reply nobody waits for drops the ticket.
-        let _ = self.reply.send(Ok(Ticket { id: self.id, seed, checked, events }));
-        Events(send)
+        let _ = self.reply.send(Ok(ticket));
+        Events { outlet, returns }
     }
 
     /// Refuses it.
@@ -91,16 +95,19 @@ impl Verdict {
 
 /// The scheduler's half of an accepted prompt. Dropping it without a final event loses the prompt.
 #[derive(Debug)]
-pub struct Events(mpsc::Sender<Event>);
+pub struct Events {
+    outlet: Outlet,
+    returns: Arc<Returns>,
+}
 
 impl Events {
     /// Tells the asker what happened. Whether the asker is still there is `closed`'s business.
-    pub async fn send(&self, event: Event) {
-        let _ = self.0.send(event).await;
+    pub fn send(&self, event: Event) {
+        self.outlet.deliver(event);
     }
 
-    /// Waits until the asker has dropped the ticket.
+    /// Waits until the asker has dropped the ticket before the end.
     pub async fn closed(&self) {
-        self.0.closed().await;
+        self.returns.taken().await;
     }
 }

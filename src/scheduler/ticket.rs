@@ -1,17 +1,21 @@
-//! The asker's half of an accepted prompt: its events in order. Dropping the ticket cancels the prompt.
+//! The asker's half of an accepted prompt and the mailbox between it and the scheduler. Dropping the ticket cancels
+//! the prompt.
 
-use tokio::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
 
 use crate::engine::frames::CheckedPrompt;
-use crate::request::{Event, PromptId};
+use crate::request::{Code, Event, PromptId, Refusal};
 
-/// An accepted prompt. Dropping it before its final event cancels the prompt: the scheduler notices the closed channel.
+/// An accepted prompt. Dropping it before its final event cancels the prompt, whether it waits or runs.
 #[derive(Debug)]
 pub struct Ticket {
-    pub(crate) id: PromptId,
-    pub(crate) seed: u64,
-    pub(crate) checked: CheckedPrompt,
-    pub(crate) events: mpsc::Receiver<Event>,
+    id: PromptId,
+    seed: u64,
+    checked: CheckedPrompt,
+    mailbox: Arc<Mailbox>,
+    returns: Arc<Returns>,
 }
 
 impl Ticket {
@@ -30,8 +34,149 @@ impl Ticket {
         self.checked
     }
 
-    /// The next event. `None` only after the final one.
+    /// The next event. `None` only after the final one. Pieces of the answer that came while nobody asked are one
+    /// piece. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Option<Event> {
-        self.events.recv().await
+        loop {
+            {
+                let mut mail = self.mailbox.lock();
+                if let Some(event) = mail.take() {
+                    return Some(event);
+                }
+                if mail.closed {
+                    return None;
+                }
+            }
+            self.mailbox.wake.notified().await;
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.mailbox.lock().closed {
+            self.returns.push(self.id);
+        }
+    }
+}
+
+/// Makes the two halves of an accepted prompt.
+pub(super) fn accept(
+    id: PromptId,
+    seed: u64,
+    checked: CheckedPrompt,
+    returns: &Arc<Returns>,
+) -> (Outlet, Ticket) {
+    let mailbox = Arc::new(Mailbox::default());
+    let outlet = Outlet { mailbox: Arc::clone(&mailbox) };
+    (outlet, Ticket { id, seed, checked, mailbox, returns: Arc::clone(returns) })
+}
+
+/// The scheduler's half. Whatever becomes of the scheduler, the asker gets a final event: dropping the outlet without
+/// one sends it.
+#[derive(Debug)]
+pub(super) struct Outlet {
+    mailbox: Arc<Mailbox>,
+}
+
+impl Outlet {
+    /// Hands an event to the asker. Never waits. After a final event nothing more is taken.
+    pub(super) fn deliver(&self, event: Event) {
+        self.mailbox.lock().put(event);
+        self.mailbox.wake.notify_one();
+    }
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        // Ignored where the final event has come, as it nearly always has.
+        self.deliver(Event::Failed(Refusal::new(
+            Code::Internal,
+            "promptd stopped before the answer was whole; ask again",
+        )));
+    }
+}
+
+/// What has happened and was not yet read. A slow reader can neither hold up the scheduler nor make it remember more
+/// than one answer: progress replaces progress, text is added to text (and the answer's length is bounded by its
+/// `max_tokens`), and there is one end.
+#[derive(Debug, Default)]
+struct Mailbox {
+    mail: Mutex<Mail>,
+    wake: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Mail {
+    prefill: Option<(u32, u32)>,
+    delta: Option<(String, Vec<u32>)>,
+    last: Option<Event>,
+    /// The final event was put in, though it may not be read yet.
+    closed: bool,
+}
+
+impl Mailbox {
+    fn lock(&self) -> MutexGuard<'_, Mail> {
+        // A panic elsewhere cannot leave half an event behind: each method changes the mail in one step.
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Mail {
+    fn put(&mut self, event: Event) {
+        if self.closed {
+            return;
+        }
+        match event {
+            Event::Prefill { done, total } => self.prefill = Some((done, total)),
+            Event::Delta { text, tokens } => match &mut self.delta {
+                Some((before, earlier)) => {
+                    before.push_str(&text);
+                    earlier.extend(tokens);
+                }
+                None => self.delta = Some((text, tokens)),
+            },
+            Event::Finished(_) | Event::Failed(_) => {
+                self.last = Some(event);
+                self.closed = true;
+            }
+        }
+    }
+
+    fn take(&mut self) -> Option<Event> {
+        if let Some((done, total)) = self.prefill.take() {
+            return Some(Event::Prefill { done, total });
+        }
+        if let Some((text, tokens)) = self.delta.take() {
+            return Some(Event::Delta { text, tokens });
+        }
+        self.last.take()
+    }
+}
+
+/// Tickets that were dropped before their end. Not a channel: a drop cannot wait for room in one. Bounded all the same,
+/// because each accepted prompt has one ticket, and a ticket is dropped once.
+#[derive(Debug, Default)]
+pub(super) struct Returns {
+    ids: Mutex<Vec<PromptId>>,
+    wake: Notify,
+}
+
+impl Returns {
+    fn push(&self, id: PromptId) {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+        self.wake.notify_one();
+    }
+
+    /// Waits until at least one ticket was dropped, and takes all that were. Dropping the future loses none: they stay
+    /// in the list, and the wake-up is the scheduler's own.
+    pub(super) async fn taken(&self) -> Vec<PromptId> {
+        loop {
+            let ids = std::mem::take(&mut *self.ids.lock().unwrap_or_else(PoisonError::into_inner));
+            if !ids.is_empty() {
+                return ids;
+            }
+            self.wake.notified().await;
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -15,7 +16,7 @@ use super::accept::{self, Peer, Stopping, stopped};
 use super::bind::Bound;
 use super::openai::{self, Api, Head};
 use super::patience::Patient;
-use super::reply::{Fault, Reply, json_response, response};
+use super::reply::{Fault, Reply, Work, json_response, response};
 use super::stream::Stream;
 use super::{App, body, collect, metrics, unix_seconds};
 use crate::request::{Code, Refusal};
@@ -30,6 +31,11 @@ const HEAD_FIELDS: usize = 64;
 
 /// Bytes hyper buffers for a connection in each direction: the head, or a few chunks of an answer.
 const BUFFER_BYTES: usize = 64 << 10;
+
+/// When the service stops, a connection that is not at work gets this many looks to hand over what it has written and to
+/// end; together three seconds, which a client that reads at all does not need.
+const FAREWELL_LOOKS: u32 = 15;
+const LOOK: Duration = Duration::from_millis(200);
 
 /// What a client reads that comes while there are too many.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
@@ -48,9 +54,15 @@ pub async fn serve(bound: Bound, app: Arc<App>, shutdown: impl Future<Output = (
 
 async fn connection(stream: UnixStream, peer: Peer, mut stopping: Stopping, app: Arc<App>) {
     let patience = app.patience;
+    let work = Work::default();
+    let held = Arc::clone(&work);
     let service = service_fn(move |request| {
-        let (app, peer) = (Arc::clone(&app), peer.clone());
-        async move { Ok::<_, Infallible>(respond(&app, &peer, request).await) }
+        let (app, peer, work) = (Arc::clone(&app), peer.clone(), Arc::clone(&held));
+        async move {
+            Ok::<_, Infallible>(
+                respond(&app, &peer, request).await.map(|reply| reply.holding(work)),
+            )
+        }
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(patience.head);
@@ -61,12 +73,25 @@ async fn connection(stream: UnixStream, peer: Peer, mut stopping: Stopping, app:
         ended = connection.as_mut() => ended,
         () = stopped(&mut stopping) => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                ended = connection => ended,
+                () = idle(&work) => return,
+            }
         }
     };
     if let Err(error) = ended {
         // Clients come and go; none of this is the operator's trouble.
         tracing::debug!(%error, "an HTTP connection ended early");
+    }
+}
+
+/// Waits until no request has been at work for a while: what keeps the connection then is half a request.
+async fn idle(work: &Work) {
+    let mut quiet = 0;
+    while quiet < FAREWELL_LOOKS {
+        tokio::time::sleep(LOOK).await;
+        // One is ours, one is the service's.
+        quiet = if Arc::strong_count(work) > 2 { 0 } else { quiet + 1 };
     }
 }
 
@@ -98,11 +123,7 @@ async fn route(
         "/health/ready" => get().map(|()| ready(app)),
         "/metrics" => get().map(|()| {
             let page = metrics::text(&app.scheduler.status().borrow());
-            response(
-                200,
-                "text/plain; version=0.0.4; charset=utf-8",
-                Reply::Whole(Some(page.into())),
-            )
+            response(200, "text/plain; version=0.0.4; charset=utf-8", Reply::whole(page))
         }),
         "/version" => get().map(|()| {
             let version = env!("CARGO_PKG_VERSION");
@@ -152,7 +173,7 @@ async fn complete(
     let head = Head { api, id: entry.public().to_owned(), created: unix_seconds(), model };
     if asked.stream {
         let stream = Stream::new(head, ticket, entry, asked.include_usage, app.patience.ping);
-        return Ok(response(200, "text/event-stream", Reply::Stream(Box::new(stream))));
+        return Ok(response(200, "text/event-stream", Reply::stream(stream)));
     }
     let (text, finish) = collect::whole(ticket).await?;
     Ok(json_response(200, &head.whole(&text, &finish)))

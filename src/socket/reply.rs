@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -14,13 +15,40 @@ use super::stream::Stream;
 use crate::request::{Code, Refusal};
 use crate::wire::refusal_numbers;
 
-/// A response's body: all at once, or as the answer comes.
+/// A response's body.
 #[derive(Debug)]
-pub(super) enum Reply {
+pub(super) struct Reply {
+    content: Content,
+    /// Held until the body was handed over, so that the connection knows whether it is at work.
+    _work: Option<Work>,
+}
+
+/// A request that is being answered, from its head to the end of its response's body.
+pub(super) type Work = Arc<()>;
+
+#[derive(Debug)]
+enum Content {
     /// All at once; `None` when it was sent.
     Whole(Option<Bytes>),
     /// As the answer comes.
     Stream(Box<Stream>),
+}
+
+impl Reply {
+    /// All at once.
+    pub(super) fn whole(bytes: impl Into<Bytes>) -> Self {
+        Reply { content: Content::Whole(Some(bytes.into())), _work: None }
+    }
+
+    /// As the answer comes.
+    pub(super) fn stream(stream: Stream) -> Self {
+        Reply { content: Content::Stream(Box::new(stream)), _work: None }
+    }
+
+    /// The same, holding on to the work it is part of.
+    pub(super) fn holding(self, work: Work) -> Self {
+        Reply { _work: Some(work), ..self }
+    }
 }
 
 impl Body for Reply {
@@ -31,23 +59,23 @@ impl Body for Reply {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let bytes = match self.get_mut() {
-            Reply::Whole(bytes) => bytes.take(),
-            Reply::Stream(stream) => std::task::ready!(stream.poll_bytes(cx)),
+        let bytes = match &mut self.get_mut().content {
+            Content::Whole(bytes) => bytes.take(),
+            Content::Stream(stream) => std::task::ready!(stream.poll_bytes(cx)),
         };
         Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Reply::Whole(None))
+        matches!(self.content, Content::Whole(None))
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Reply::Whole(bytes) => {
+        match &self.content {
+            Content::Whole(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Reply::Stream(_) => SizeHint::default(),
+            Content::Stream(_) => SizeHint::default(),
         }
     }
 }
@@ -155,7 +183,7 @@ pub(super) fn json_response(status: u16, body: &Value) -> Response<Reply> {
     let mut bytes = body.to_string().into_bytes();
     // So that a shell's prompt stands on a line of its own.
     bytes.push(b'\n');
-    response(status, "application/json", Reply::Whole(Some(bytes.into())))
+    response(status, "application/json", Reply::whole(bytes))
 }
 
 /// A response with a body of some type.

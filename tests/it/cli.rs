@@ -125,8 +125,8 @@ async fn exit_codes_tell_what_was_wrong() {
     }
     let fail = async {
         let events = door.accepted().await;
-        events.send(delta("Half")).await;
-        events.send(Event::Failed(Refusal::new(Code::ModelFailed, "died"))).await;
+        events.send(delta("Half"));
+        events.send(Event::Failed(Refusal::new(Code::ModelFailed, "died")));
     };
     let (done, ()) = tokio::join!(run(&["ask", "--stream", "x"], &path, "", false), fail);
     assert_eq!(
@@ -207,8 +207,8 @@ async fn a_reader_that_is_gone_ends_the_command_quietly() {
     let path = door.path.clone();
     let script = async {
         let events = door.accepted().await;
-        events.send(delta("a")).await;
-        events.send(finished()).await;
+        events.send(delta("a"));
+        events.send(finished());
     };
     let (mut input, mut out, mut err) = (std::io::empty(), Closed, Vec::new());
     let mut world = World {

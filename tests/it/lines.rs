@@ -46,13 +46,13 @@ async fn a_streamed_answer() {
     let mut client = door.connect().await;
     client.send("{\"id\":\"a\",\"prompt\":\"x\",\"stream\":true}\n").await;
     let events = door.accepted().await;
-    events.send(prefill()).await;
+    events.send(prefill());
     for (seq, piece) in ["Hel", "lo\n", "你"].into_iter().enumerate() {
-        events.send(delta(piece)).await;
-        events.send(delta("")).await;
+        events.send(delta(piece));
+        events.send(delta(""));
         assert_eq!(line(&mut client).await, json!({"id": "a", "seq": seq, "d": piece}));
     }
-    events.send(finished()).await;
+    events.send(finished());
     assert_eq!(line(&mut client).await["text"], "Hello\n你");
 }
 
@@ -71,8 +71,8 @@ async fn several_at_once_and_no_more_than_that() {
     let none = tokio::time::timeout(std::time::Duration::from_millis(50), door.script.next()).await;
     assert!(none.is_err(), "{none:?}");
     for (i, events) in running.into_iter().enumerate().rev() {
-        events.send(delta("x")).await;
-        events.send(finished()).await;
+        events.send(delta("x"));
+        events.send(finished());
         assert_eq!(line(&mut client).await["id"], i.to_string());
     }
     for _ in 0..2 {
@@ -128,7 +128,7 @@ async fn errors_come_as_lines_and_the_connection_stays() {
         (&json!("busy"), &json!(3), &json!(4))
     );
     client.send("x\n").await;
-    door.accepted().await.send(Event::Failed(Refusal::new(Code::Timeout, "late"))).await;
+    door.accepted().await.send(Event::Failed(Refusal::new(Code::Timeout, "late")));
     assert_eq!(line(&mut client).await["code"], "timeout");
 }
 
@@ -168,8 +168,8 @@ async fn stopping_finishes_what_runs() {
     let events = door.accepted().await;
     door.stop();
     assert_eq!(idle.rest().await, "");
-    events.send(delta("to the end")).await;
-    events.send(finished()).await;
+    events.send(delta("to the end"));
+    events.send(finished());
     assert_eq!(line(&mut client).await["text"], "to the end");
     let path = door.path.clone();
     let _dir = door.stopped().await;

@@ -15,6 +15,8 @@ mod socket;
 #[cfg(test)]
 mod socket_bind;
 #[cfg(test)]
+mod socket_misuse;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod walls;

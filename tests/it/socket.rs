@@ -1,4 +1,4 @@
-//! HTTP on the Unix socket, as bytes: what clients send, what they read, and what happens when they misbehave.
+//! HTTP on the Unix socket, as bytes: what clients send, and what they read.
 
 use std::time::Duration;
 
@@ -7,76 +7,10 @@ use promptd::scheduler::scripted::Call;
 use promptd::scheduler::{State, Status};
 use promptd::socket::Patience;
 use promptd::wire::Limits;
-use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use serde_json::json;
 
-use crate::support::door::{Client, Door, Kind, delta, finished, prefill, soon};
-
-fn request(method: &str, path: &str, body: &str) -> String {
-    let length = body.len();
-    format!(
-        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
-    )
-}
-
-fn chat(fields: &Value) -> String {
-    let mut body = json!({"model": "default", "messages": [{"role": "user", "content": "hi"}]});
-    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    request("POST", "/v1/chat/completions", &body.to_string())
-}
-
-/// A response in parts; a chunked body is put together.
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
-}
-
-impl Answer {
-    fn read(text: &str) -> Answer {
-        let (head, rest) =
-            text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no response, but {text:?}"));
-        let head = head.to_ascii_lowercase();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        let mut body = rest.to_owned();
-        if head.contains("transfer-encoding: chunked") {
-            body = String::new();
-            let mut rest = rest;
-            while let Some((size, tail)) = rest.split_once("\r\n") {
-                let size = usize::from_str_radix(size, 16).unwrap();
-                body.push_str(tail.get(..size).unwrap());
-                rest = tail.get(size + 2..).unwrap_or_default();
-            }
-        }
-        Answer { status, head, body }
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("{self:?}"))
-    }
-
-    /// The data of the stream's events.
-    fn events(&self) -> Vec<Value> {
-        let mut data: Vec<&str> =
-            self.body.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
-        assert_eq!(data.pop(), Some("[DONE]"), "{self:?}");
-        data.into_iter().map(|data| serde_json::from_str(data).unwrap()).collect()
-    }
-}
-
-async fn ask(door: &Door, bytes: impl AsRef<[u8]>) -> Answer {
-    let mut client = door.connect().await;
-    client.send(bytes).await;
-    Answer::read(&client.rest().await)
-}
-
-async fn answered(door: &mut Door, bytes: &str, pieces: &[&str]) -> Answer {
-    let mut client = door.connect().await;
-    client.send(bytes).await;
-    door.answer(pieces).await;
-    Answer::read(&client.rest().await)
-}
+use crate::support::door::{Door, Kind, delta, finished, prefill, soon};
+use crate::support::raw_http::{Answer, answered, ask, chat, request};
 
 #[tokio::test]
 async fn a_whole_chat() {
@@ -116,14 +50,14 @@ async fn a_streamed_chat_comes_piece_by_piece() {
     // The role is there before any token is.
     let mut text = client.until("\"role\":\"assistant\"").await;
     assert!(text.contains("content-type: text/event-stream"), "{text}");
-    events.send(prefill()).await;
+    events.send(prefill());
     for piece in ["Hel", "lo", "\n\n", "你好"] {
-        events.send(delta(piece)).await;
+        events.send(delta(piece));
         // Each piece is read before the next one is made: nothing is held back.
         text += &client.until(&serde_json::to_string(piece).unwrap()).await;
     }
-    events.send(delta("")).await;
-    events.send(finished()).await;
+    events.send(delta(""));
+    events.send(finished());
     text += &client.rest().await;
     let events = Answer::read(&text).events();
     let content: String = events
@@ -207,8 +141,8 @@ async fn a_silent_stream_says_that_it_is_alive() {
     let events = door.accepted().await;
     let mut text = client.until(": ping\n\n").await;
     text += &client.until(": ping\n\n").await;
-    events.send(delta("a")).await;
-    events.send(finished()).await;
+    events.send(delta("a"));
+    events.send(finished());
     text += &client.rest().await;
     let answer = Answer::read(&text);
     let content: String = answer
@@ -259,7 +193,7 @@ async fn failures_after_acceptance() {
     let mut client = door.connect().await;
     client.send(chat(&json!({}))).await;
     let events = door.accepted().await;
-    events.send(Event::Failed(Refusal::new(Code::Timeout, "late"))).await;
+    events.send(Event::Failed(Refusal::new(Code::Timeout, "late")));
     let answer = Answer::read(&client.rest().await);
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (504, &json!("timeout")));
 
@@ -267,9 +201,9 @@ async fn failures_after_acceptance() {
         let mut client = door.connect().await;
         client.send(chat(&json!({"stream": true}))).await;
         let events = door.accepted().await;
-        events.send(delta("a")).await;
+        events.send(delta("a"));
         if !lost {
-            events.send(Event::Failed(Refusal::new(Code::Cancelled, "gone"))).await;
+            events.send(Event::Failed(Refusal::new(Code::Cancelled, "gone")));
         }
         drop(events);
         let events = Answer::read(&client.rest().await).events();
@@ -277,31 +211,6 @@ async fn failures_after_acceptance() {
         assert_eq!(events.last().unwrap()["error"]["code"], code);
         assert_eq!(events[events.len() - 2]["choices"][0]["delta"]["content"], "a");
     }
-}
-
-#[tokio::test]
-async fn malformed_json_is_refused_at_every_length() {
-    let mut door = Door::open(Kind::Http);
-    let whole = r#"{"messages":[{"role":"user","content":"h\u00e9 你"}],"stop":["x"],"seed":-1,"stream":false}"#;
-    for end in 0..whole.len() {
-        let Some(part) = whole.get(..end) else { continue };
-        let answer = ask(&door, request("POST", "/v1/chat/completions", part)).await;
-        assert_eq!(
-            (answer.status, &answer.json()["error"]["code"]),
-            (400, &json!("bad_request")),
-            "{part}"
-        );
-    }
-    let mut broken =
-        request("POST", "/v1/chat/completions", "{\"messages\":\"????\"}").into_bytes();
-    for byte in broken.iter_mut().filter(|byte| **byte == b'?') {
-        *byte = 0xff;
-    }
-    assert_eq!(ask(&door, broken).await.status, 400);
-    assert_eq!(
-        answered(&mut door, &request("POST", "/v1/chat/completions", whole), &["ok"]).await.status,
-        200
-    );
 }
 
 #[tokio::test]
@@ -366,143 +275,6 @@ async fn other_paths_and_methods() {
 }
 
 #[tokio::test]
-async fn bodies_over_the_limit() {
-    let limits = Limits { payload_bytes: 1000, ..Limits::default() };
-    let mut door = Door::with(Kind::Http, Patience::default(), limits);
-    let body = format!("{{\"prompt\":\"{}\"}}", "x".repeat(500_000));
-    let announced = request("POST", "/v1/completions", &body);
-    let chunked = format!(
-        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
-        body.len()
-    );
-    for bytes in [announced, chunked] {
-        let answer = ask(&door, bytes).await;
-        let error = &answer.json()["error"];
-        assert_eq!(
-            (answer.status, &error["code"], &error["limit"]),
-            (413, &json!("payload_too_large"), &json!(1000))
-        );
-    }
-    let fits = format!("{{\"prompt\":\"{}\"}}", "x".repeat(1000 - 13));
-    assert_eq!(
-        answered(&mut door, &request("POST", "/v1/completions", &fits), &["y"]).await.status,
-        200
-    );
-}
-
-#[tokio::test]
-async fn slow_and_half_requests_end() {
-    let patience = Patience {
-        head: Duration::from_millis(50),
-        body: Duration::from_millis(50),
-        ..Patience::default()
-    };
-    let mut door = Door::with(Kind::Http, patience, Limits::default());
-    let whole = chat(&json!({}));
-    let head = whole.find("\r\n\r\n").unwrap() + 4;
-    // Half a head: the connection just ends. Half a body: the client hears why.
-    for (sent, status) in
-        [(0, None), (10, None), (head - 1, None), (head, Some(408)), (whole.len() - 1, Some(408))]
-    {
-        let mut client = door.connect().await;
-        client.send(whole.get(..sent).unwrap()).await;
-        let text = client.rest().await;
-        assert_eq!(
-            (!text.is_empty()).then(|| Answer::read(&text).status),
-            status,
-            "{sent}: {text}"
-        );
-    }
-    // A client that hangs up anywhere in its request harms nobody.
-    for sent in (0..whole.len()).step_by(7) {
-        let mut client = door.connect().await;
-        client.send(whole.get(..sent).unwrap()).await;
-    }
-    assert_eq!(answered(&mut door, &whole, &["ok"]).await.status, 200);
-}
-
-#[tokio::test]
-async fn bytes_that_are_no_http() {
-    let mut door = Door::open(Kind::Http);
-    let huge = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(20_000));
-    let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(100));
-    for bytes in [
-        "{\"prompt\":\"hi\"}\n",
-        "\0\0\0\0\r\n\r\n",
-        "GET /\r\n\r\n",
-        &huge,
-        &many,
-        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    ] {
-        let mut client = door.connect().await;
-        client.send(bytes).await;
-        let text = client.rest().await;
-        assert!(text.is_empty() || Answer::read(&text).status >= 400, "{bytes:?}: {text}");
-    }
-    assert_eq!(answered(&mut door, &chat(&json!({})), &["ok"]).await.status, 200);
-}
-
-#[tokio::test]
-async fn who_goes_away_cancels() {
-    let mut door = Door::open(Kind::Http);
-    for stream in [true, false] {
-        // While the prompt is being checked.
-        let mut client = door.connect().await;
-        client.send(chat(&json!({ "stream": stream }))).await;
-        let (_, mut verdict) = door.submitted().await;
-        drop(client);
-        soon(verdict.abandoned()).await;
-
-        // While it waits or is being read.
-        let mut client = door.connect().await;
-        client.send(chat(&json!({ "stream": stream }))).await;
-        let events = door.accepted().await;
-        events.send(prefill()).await;
-        drop(client);
-        soon(events.closed()).await;
-
-        // In the middle of the answer.
-        let mut client = door.connect().await;
-        client.send(chat(&json!({ "stream": stream }))).await;
-        let events = door.accepted().await;
-        events.send(delta("a")).await;
-        if stream {
-            client.until("\"content\":\"a\"").await;
-        }
-        drop(client);
-        soon(events.closed()).await;
-
-        // Closing the writing end is going away too: HTTP clients do not do it otherwise.
-        let mut client = door.connect().await;
-        client.send(chat(&json!({ "stream": stream }))).await;
-        let events = door.accepted().await;
-        client.stream.shutdown().await.unwrap();
-        soon(events.closed()).await;
-    }
-}
-
-#[tokio::test]
-async fn who_does_not_read_counts_as_gone() {
-    let patience = Patience { unread: Duration::from_millis(50), ..Patience::default() };
-    let mut door = Door::with(Kind::Http, patience, Limits::default());
-    let mut client = door.connect().await;
-    client.send(chat(&json!({"stream": true}))).await;
-    let events = door.accepted().await;
-    let piece = "x".repeat(10_000);
-    let fill = async {
-        loop {
-            events.send(delta(&piece)).await;
-            tokio::task::yield_now().await;
-        }
-    };
-    soon(async {
-        tokio::select! { () = fill => {}, () = events.closed() => {} }
-    })
-    .await;
-    drop(client);
-}
-
-#[tokio::test]
 async fn cancelled_by_id() {
     let mut door = Door::open(Kind::Http);
     let mut client = door.connect().await;
@@ -523,7 +295,7 @@ async fn cancelled_by_id() {
         Answer::read(&other.rest().await).json(),
         json!({"id": public, "object": "request", "cancelled": true})
     );
-    events.send(Event::Failed(Refusal::new(Code::Cancelled, "cancelled"))).await;
+    events.send(Event::Failed(Refusal::new(Code::Cancelled, "cancelled")));
     assert!(client.rest().await.contains("\"code\":\"cancelled\""));
     // It has ended, so nobody knows it any more.
     assert_eq!(
@@ -535,7 +307,8 @@ async fn cancelled_by_id() {
 #[tokio::test]
 async fn stopping_finishes_what_runs() {
     let mut door = Door::open(Kind::Http);
-    let mut idle = door.connect().await;
+    let (mut idle, mut half) = (door.connect().await, door.connect().await);
+    half.send("POST /v1/chat/comp").await;
     let (mut streaming, mut whole) = (door.connect().await, door.connect().await);
     streaming.send(chat(&json!({"stream": true}))).await;
     let first = door.accepted().await;
@@ -544,9 +317,11 @@ async fn stopping_finishes_what_runs() {
     streaming.until("assistant").await;
     door.stop();
     assert_eq!(idle.rest().await, "");
+    // Half a request holds nobody up for long.
+    assert_eq!(half.rest().await, "");
     for events in [first, second] {
-        events.send(delta("to the end")).await;
-        events.send(finished()).await;
+        events.send(delta("to the end"));
+        events.send(finished());
     }
     for client in [&mut streaming, &mut whole] {
         let text = client.rest().await;
@@ -555,25 +330,4 @@ async fn stopping_finishes_what_runs() {
     let path = door.path.clone();
     let _dir = door.stopped().await;
     assert!(!path.exists());
-}
-
-#[tokio::test]
-async fn one_connection_too_many() {
-    let patience = Patience { connections: 1, ..Patience::default() };
-    let mut door = Door::with(Kind::Http, patience, Limits::default());
-    let mut first = door.connect().await;
-    first.send(chat(&json!({}))).await;
-    let events = door.accepted().await;
-    let mut second: Client = door.connect().await;
-    let answer = Answer::read(&second.rest().await);
-    assert_eq!((answer.status, &answer.json()["error"]["code"]), (503, &json!("busy")));
-    events.send(finished()).await;
-    first.rest().await;
-    // The place is free again as soon as the first one's task has ended.
-    let free = async {
-        while ask(&door, request("GET", "/health/live", "")).await.status != 200 {
-            tokio::task::yield_now().await;
-        }
-    };
-    soon(free).await;
 }

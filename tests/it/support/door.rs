@@ -97,9 +97,9 @@ impl Door {
         for event in
             [prefill(), delta("")].into_iter().chain(pieces.iter().map(|piece| delta(piece)))
         {
-            events.send(event).await;
+            events.send(event);
         }
-        events.send(finished()).await;
+        events.send(finished());
         submission
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod broker;
 pub(crate) mod door;
 pub(crate) mod http;
+pub(crate) mod raw_http;
 pub(crate) mod service;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,210 @@
+//! The parent's half of the seam: starts the engine, moves frames, tells of deaths, starts the next one, and ends the
+//! last when nobody listens any more. Knows prompts only by their numbers.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::backoff::Backoff;
+use super::frames::{FromEngine, LoadRequest, ToEngine};
+use super::life::{End, Life, Wires};
+use super::{Death, DeathReport};
+
+/// An engine with prompts or checks to do that sends nothing for this long is wedged. The slowest step is one chunk of
+/// prefill; a 7B model on the slowest board we know takes a few seconds for it.
+pub const DEFAULT_WEDGE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One stage of loading may take this long. Reading 4 GB from an SD card at 40 MB/s takes 100 s; this is nine times that.
+pub const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(900);
+
+/// Messages between the tasks, each way. A few keep both busy; what the reader of events does not take stays in the
+/// engine, which merges it.
+pub(super) const CHANNEL: usize = 16;
+
+/// How long an engine that is no longer needed may take to end by itself: one step of the model and its farewell.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How long an engine may take to be dead after its socket closed: the kernel may be writing a core file of gigabytes.
+const LAST_BREATH: Duration = Duration::from_secs(30);
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct SpawnConfig {
+    /// The program that is the engine: promptd's own file (`std::env::current_exe`).
+    pub program: PathBuf,
+    /// Its arguments: the command that calls [`super::process::run`].
+    pub arguments: Vec<OsString>,
+    /// The environment the service was started with. What belongs to the service alone is left out ([`is_private`]).
+    pub environment: Vec<(OsString, OsString)>,
+    /// What it loads.
+    pub load: LoadRequest,
+    /// See [`DEFAULT_WEDGE_TIMEOUT`].
+    pub wedge_timeout: Duration,
+    /// See [`DEFAULT_LOAD_TIMEOUT`].
+    pub load_timeout: Duration,
+}
+
+impl SpawnConfig {
+    /// `program engine`, with the usual limits.
+    pub fn new(
+        program: PathBuf,
+        environment: Vec<(OsString, OsString)>,
+        load: LoadRequest,
+    ) -> Self {
+        let arguments = vec![OsString::from("engine")];
+        let (wedge_timeout, load_timeout) = (DEFAULT_WEDGE_TIMEOUT, DEFAULT_LOAD_TIMEOUT);
+        SpawnConfig { program, arguments, environment, load, wedge_timeout, load_timeout }
+    }
+}
+
+/// The supervisor's events. Dropping the port (or closing its receiver) ends the engine and then the supervisor.
+#[derive(Debug)]
+pub struct EnginePort {
+    /// What happens to engines, in order.
+    pub events: mpsc::Receiver<EngineEvent>,
+}
+
+/// What happens to engines.
+#[derive(Debug)]
+pub enum EngineEvent {
+    /// An engine runs and begins to load. `to` reaches this engine and no later one: what is sent to a dead engine goes
+    /// nowhere.
+    Started {
+        /// Its process id.
+        pid: u32,
+        /// The way to it.
+        to: mpsc::Sender<ToEngine>,
+    },
+    /// It said something.
+    Frame(FromEngine),
+    /// It is dead.
+    Died {
+        /// How and where.
+        report: DeathReport,
+        /// When the next one is started. `None`: never.
+        restart_in: Option<Duration>,
+    },
+}
+
+/// Starts the supervisor's task on the current runtime; the engine lives as long as the port.
+pub fn supervise(config: SpawnConfig) -> EnginePort {
+    let (events, received) = mpsc::channel(CHANNEL);
+    tokio::spawn(async move {
+        let mut backoff = Backoff::default();
+        while let Some(wait) = one_life(&config, &events, &mut backoff).await {
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = events.closed() => return,
+            }
+        }
+    });
+    EnginePort { events: received }
+}
+
+/// Whether a variable of the service's environment is none of the engine's business: settings (which may name
+/// secrets), and what systemd told the service alone.
+fn is_private(name: &str) -> bool {
+    const OF_SYSTEMD: [&str; 6] = [
+        "NOTIFY_SOCKET",
+        "CREDENTIALS_DIRECTORY",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+    ];
+    name.starts_with("PROMPTD__") || OF_SYSTEMD.contains(&name)
+}
+
+/// Runs one engine from its start to its death. Returns the wait before the next; `None` where none shall follow.
+async fn one_life(
+    config: &SpawnConfig,
+    events: &mpsc::Sender<EngineEvent>,
+    backoff: &mut Backoff,
+) -> Option<Duration> {
+    let mut life = Life::new(Instant::now());
+    let how = match spawn(config) {
+        Err(error) => Death::NotStarted(error.to_string()),
+        Ok((mut child, socket)) => {
+            let (to, orders) = mpsc::channel(CHANNEL);
+            let pid = child.id().unwrap_or_default();
+            tracing::debug!(pid, "the engine is started");
+            events.send(EngineEvent::Started { pid, to }).await.ok()?;
+            let end = life.serve(config, events, Wires::new(socket, orders)).await;
+            bury(&mut child, end).await?
+        }
+    };
+    let wait = backoff.after(life.outcome(Instant::now()));
+    let report = DeathReport::new(how, life.phase(), &config.load);
+    events.send(EngineEvent::Died { report, restart_in: Some(wait) }).await.ok()?;
+    Some(wait)
+}
+
+fn spawn(config: &SpawnConfig) -> io::Result<(Child, UnixStream)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let ours = UnixStream::from_std(ours)?;
+    let public =
+        config.environment.iter().filter(|(name, _)| !name.to_str().is_some_and(is_private));
+    let child = Command::new(&config.program)
+        .args(&config.arguments)
+        .env_clear()
+        .envs(public.map(|(name, value)| (name, value)))
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        // What a library prints belongs into the log, not between the service's own output.
+        .stdout(Stdio::from(io::stderr()))
+        .stderr(Stdio::inherit())
+        // A terminal's Ctrl-C goes to the whole process group; the engine must outlive it to finish the answers.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()?;
+    Ok((child, ours))
+}
+
+/// Sees the engine out. Returns how it died, or `None` where that was wanted.
+async fn bury(child: &mut Child, end: End) -> Option<Death> {
+    match end {
+        End::Closed => match tokio::time::timeout(LAST_BREATH, child.wait()).await {
+            Ok(status) => Some(death(status)),
+            Err(_) => Some(kill(child).await),
+        },
+        End::Kill(why) => {
+            kill(child).await;
+            Some(why)
+        }
+        End::Unwanted(socket) => {
+            // The engine sees the end of its orders and ends itself.
+            drop(socket);
+            if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
+                tracing::warn!("the engine did not end within {} s and is killed", GRACE.as_secs());
+                kill(child).await;
+            }
+            None
+        }
+    }
+}
+
+async fn kill(child: &mut Child) -> Death {
+    if let Err(error) = child.start_kill() {
+        tracing::debug!(%error, "the engine could not be killed; it is probably dead");
+    }
+    death(child.wait().await)
+}
+
+fn death(status: io::Result<ExitStatus>) -> Death {
+    match status {
+        Err(error) => Death::NotStarted(error.to_string()),
+        Ok(status) => match (status.code(), status.signal()) {
+            (Some(code), _) => Death::Exited(code),
+            (None, signal) => Death::Killed(signal.unwrap_or_default()),
+        },
+    }
+}

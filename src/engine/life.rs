@@ -1,0 +1,257 @@
+//! One engine's life as its parent sees it: frames both ways, and the moment when silence means that it is wedged.
+
+use std::collections::HashSet;
+use std::io;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::backoff::Outcome;
+use super::client::{CHANNEL, EngineEvent, SpawnConfig};
+use super::frames::{self, FrameError, FromEngine, ToEngine};
+use super::{Death, Phase};
+use crate::request::{Code, Event, PromptId, Refusal};
+
+/// Why the frames stopped.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The socket is closed at the other end: the engine is dead or dying.
+    Closed,
+    /// It must be killed.
+    Kill(Death),
+    /// Nobody listens any more. Dropping this half of the socket tells the engine.
+    Unwanted(OwnedWriteHalf),
+}
+
+/// What is known of the engine that runs.
+#[derive(Debug)]
+pub(super) struct Life {
+    phase: Phase,
+    refused: bool,
+    ready_at: Option<Instant>,
+    work: Work,
+    /// When it last said something, or was given work after it had none.
+    heard: Instant,
+}
+
+/// The ways to and from the engine that runs.
+#[derive(Debug)]
+pub(super) struct Wires {
+    orders: mpsc::Receiver<ToEngine>,
+    write: OwnedWriteHalf,
+    /// The frame that is being written, and how much of it is.
+    writing: Option<(Vec<u8>, usize)>,
+    frames: mpsc::Receiver<Result<FromEngine, FrameError>>,
+}
+
+impl Wires {
+    /// Frames are read by a task of their own, so that a half-read one is never lost.
+    pub(super) fn new(socket: UnixStream, orders: mpsc::Receiver<ToEngine>) -> Self {
+        let (read, write) = socket.into_split();
+        let (found, frames) = mpsc::channel(CHANNEL);
+        tokio::spawn(read_frames(read, found));
+        Wires { orders, write, writing: None, frames }
+    }
+}
+
+impl Life {
+    pub(super) fn new(now: Instant) -> Self {
+        Life {
+            phase: Phase::Starting,
+            refused: false,
+            ready_at: None,
+            work: Work::default(),
+            heard: now,
+        }
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// How it went, at its end.
+    pub(super) fn outcome(&self, now: Instant) -> Outcome {
+        match self.ready_at {
+            _ if self.refused => Outcome::Refused,
+            Some(ready) => Outcome::Ready(now.saturating_duration_since(ready)),
+            None => Outcome::NeverReady,
+        }
+    }
+
+    /// Moves frames until the engine ends, must end, or is no longer wanted.
+    pub(super) async fn serve(
+        &mut self,
+        config: &SpawnConfig,
+        events: &mpsc::Sender<EngineEvent>,
+        mut wires: Wires,
+    ) -> End {
+        match frames::encode(&ToEngine::Load(config.load.clone())) {
+            Ok(bytes) => wires.writing = Some((bytes, 0)),
+            Err(error) => return End::Kill(Death::NotStarted(error.to_string())),
+        }
+        loop {
+            let patience = self.patience(config);
+            let deadline = self.heard + patience.unwrap_or_default();
+            let idle = wires.writing.is_none();
+            tokio::select! {
+                () = events.closed() => return End::Unwanted(wires.write),
+                frame = wires.frames.recv() => match frame {
+                    None => return End::Closed,
+                    Some(Err(error)) => return End::Kill(Death::Garbled(error.to_string())),
+                    Some(Ok(frame)) => self.hear(frame, events).await,
+                },
+                Some(order) = wires.orders.recv(), if idle => match self.order(&order) {
+                    Ok(bytes) => wires.writing = Some((bytes, 0)),
+                    Err(answer) => tell(events, answer).await,
+                },
+                written = write_more(&mut wires.write, &mut wires.writing), if !idle => if let Err(error) = written {
+                    // Its death is told by the reading side, after the last frames it sent.
+                    tracing::debug!(%error, "the engine takes no more orders");
+                    wires.orders.close();
+                    while wires.orders.try_recv().is_ok() {}
+                },
+                () = tokio::time::sleep_until(deadline), if patience.is_some() => {
+                    return End::Kill(Death::Silent(patience.unwrap_or_default()));
+                }
+            }
+        }
+    }
+
+    /// How long the engine may be silent now. `None`: as long as it likes, for it has nothing to do.
+    fn patience(&self, config: &SpawnConfig) -> Option<Duration> {
+        match self.phase {
+            Phase::Ready => (!self.work.is_empty()).then_some(config.wedge_timeout),
+            Phase::Starting | Phase::Loading(_) => Some(config.load_timeout),
+        }
+    }
+
+    async fn hear(&mut self, frame: FromEngine, events: &mpsc::Sender<EngineEvent>) {
+        match &frame {
+            FromEngine::Loading(stage) => self.phase = Phase::Loading(*stage),
+            FromEngine::Ready(_) => {
+                self.phase = Phase::Ready;
+                self.ready_at = Some(Instant::now());
+            }
+            FromEngine::LoadFailed(_) => self.refused = true,
+            FromEngine::Checked { check, .. } => {
+                self.work.checks.remove(check);
+            }
+            FromEngine::Event { id, event } if event.is_final() => {
+                self.work.prompts.remove(id);
+            }
+            FromEngine::Event { .. } | FromEngine::Heartbeat => {}
+        }
+        tell(events, Some(frame).filter(|frame| *frame != FromEngine::Heartbeat)).await;
+        // After the telling: the wait for a busy listener is not the engine's silence.
+        self.heard = Instant::now();
+    }
+
+    /// Takes note of an order and puts it into bytes; or gives the engine's answer to one that it cannot be given.
+    fn order(&mut self, order: &ToEngine) -> Result<Vec<u8>, Option<FromEngine>> {
+        let bytes = frames::encode(order).map_err(|error| {
+            tracing::error!(%error, "an order is not given to the engine");
+            let refusal = Refusal::new(
+                Code::PayloadTooLarge,
+                format!("the prompt does not fit into one message to the engine: {error}"),
+            );
+            match order {
+                ToEngine::Check { check, .. } => {
+                    Some(FromEngine::Checked { check: *check, result: Err(refusal) })
+                }
+                ToEngine::Start { id, .. } => {
+                    Some(FromEngine::Event { id: *id, event: Event::Failed(refusal) })
+                }
+                ToEngine::Load(_) | ToEngine::Cancel { .. } => None,
+            }
+        })?;
+        if self.work.is_empty() {
+            self.heard = Instant::now();
+        }
+        self.work.take(order);
+        Ok(bytes)
+    }
+}
+
+/// What the engine has to do. As small as the scheduler's own books, which it follows.
+#[derive(Debug, Default)]
+struct Work {
+    prompts: HashSet<PromptId>,
+    checks: HashSet<u64>,
+}
+
+impl Work {
+    fn is_empty(&self) -> bool {
+        self.prompts.is_empty() && self.checks.is_empty()
+    }
+
+    fn take(&mut self, order: &ToEngine) {
+        match order {
+            ToEngine::Load(_) => {}
+            ToEngine::Check { check, .. } => {
+                self.checks.insert(*check);
+            }
+            ToEngine::Start { id, .. } => {
+                self.prompts.insert(*id);
+            }
+            ToEngine::Cancel { id } => {
+                self.prompts.remove(id);
+            }
+        }
+    }
+}
+
+/// Passes a frame on. A listener that has gone is noticed by [`Life::serve`] itself.
+async fn tell(events: &mpsc::Sender<EngineEvent>, frame: Option<FromEngine>) {
+    if let Some(frame) = frame {
+        let _ = events.send(EngineEvent::Frame(frame)).await;
+    }
+}
+
+/// Writes more of the frame that is being written. Writing never keeps anybody from reading: an engine whose own
+/// writing is blocked would not read either, and both would wait for ever.
+async fn write_more(
+    socket: &mut OwnedWriteHalf,
+    writing: &mut Option<(Vec<u8>, usize)>,
+) -> io::Result<()> {
+    let Some((bytes, written)) = writing else { return Ok(()) };
+    match socket.write(bytes.get(*written..).unwrap_or_default()).await {
+        Ok(more) => *written += more,
+        Err(error) => {
+            *writing = None;
+            return Err(error);
+        }
+    }
+    if *written >= bytes.len() {
+        *writing = None;
+    }
+    Ok(())
+}
+
+async fn read_frames(
+    mut socket: OwnedReadHalf,
+    found: mpsc::Sender<Result<FromEngine, FrameError>>,
+) {
+    loop {
+        let mut prefix = [0; 4];
+        if socket.read_exact(&mut prefix).await.is_err() {
+            return;
+        }
+        let length = match frames::body_length(prefix) {
+            Ok(length) => length,
+            Err(error) => return drop(found.send(Err(error)).await),
+        };
+        let mut body = vec![0; length];
+        if socket.read_exact(&mut body).await.is_err() {
+            return;
+        }
+        let frame = frames::decode(&body);
+        let garbled = frame.is_err();
+        if found.send(frame).await.is_err() || garbled {
+            return;
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The scheduler's task: moves commands, engine events and time into the [`Core`] and its actions out. Decides nothing.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::core::{Action, Core};
+use super::ticket::{self, Outlet, Returns};
+use super::{Command, Status, Ticket};
+use crate::engine::client::{EngineEvent, EnginePort};
+use crate::engine::frames::ToEngine;
+use crate::request::{PromptId, Refusal};
+
+/// How long the engine has to end after the last prompt. The supervisor kills it after two seconds, so this only
+/// guards against a supervisor that is stuck itself.
+const ENGINE_END: Duration = Duration::from_secs(5);
+
+/// The task's state between two events.
+#[derive(Debug)]
+pub(super) struct Actor {
+    core: Core,
+    commands: mpsc::Receiver<Command>,
+    port: EnginePort,
+    status: watch::Sender<Status>,
+    returns: Arc<Returns>,
+    /// Who waits for the outcome of a check, by its number. Bounded by the core: one for each check it remembers.
+    askers: HashMap<u64, oneshot::Sender<Result<Ticket, Refusal>>>,
+    /// Where events go, by prompt. One for each prompt the core remembers.
+    outlets: HashMap<PromptId, Outlet>,
+    /// The way to the engine that is there.
+    engine: Option<mpsc::Sender<ToEngine>>,
+    /// What the engine has no room for yet. Waiting for room here would make everybody wait for the engine.
+    /// Bounded, because the engine reads in order: all the prompts that stand in it have their checks in front,
+    /// and the core has no more checks and prompts under way than the queue's limit and the slots allow.
+    outbox: VecDeque<ToEngine>,
+}
+
+/// What woke the task.
+enum Woken {
+    Command(Option<Command>),
+    Engine(Option<EngineEvent>),
+    Returned(Vec<PromptId>),
+    Sent,
+    Deadline,
+}
+
+impl Actor {
+    pub(super) fn new(
+        core: Core,
+        commands: mpsc::Receiver<Command>,
+        port: EnginePort,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        Actor {
+            core,
+            commands,
+            port,
+            status,
+            returns: Arc::default(),
+            askers: HashMap::new(),
+            outlets: HashMap::new(),
+            engine: None,
+            outbox: VecDeque::new(),
+        }
+    }
+
+    /// Runs until all handles are dropped and the accepted prompts have ended; then ends the engine.
+    pub(super) async fn run(mut self) {
+        let (mut commanded, mut supervised) = (true, true);
+        while commanded || !self.core.is_idle() {
+            let woken = self.wait(commanded, supervised).await;
+            let now = Instant::now().into_std();
+            match woken {
+                Woken::Command(Some(command)) => self.command(command, now),
+                Woken::Command(None) => {
+                    commanded = false;
+                    self.core.drain();
+                }
+                Woken::Engine(Some(event)) => {
+                    match &event {
+                        EngineEvent::Started { to, .. } => self.engine = Some(to.clone()),
+                        // What was meant for the dead engine must not reach the next one.
+                        EngineEvent::Died { .. } => self.forget_engine(),
+                        EngineEvent::Frame(_) => {}
+                    }
+                    self.core.engine(event, now);
+                }
+                Woken::Engine(None) => {
+                    supervised = false;
+                    self.forget_engine();
+                    self.core.engine_gone(now);
+                }
+                Woken::Returned(ids) => ids.into_iter().for_each(|id| self.core.cancel(id, now)),
+                Woken::Sent => {}
+                Woken::Deadline => self.core.tick(now),
+            }
+            self.act();
+        }
+        self.end_engine().await;
+    }
+
+    async fn wait(&mut self, commanded: bool, supervised: bool) -> Woken {
+        let deadline = self.core.next_deadline().map(Instant::from_std);
+        let sending = self.engine.as_ref().filter(|_| !self.outbox.is_empty());
+        tokio::select! {
+            command = self.commands.recv(), if commanded => Woken::Command(command),
+            event = self.port.events.recv(), if supervised => Woken::Engine(event),
+            ids = self.returns.taken() => Woken::Returned(ids),
+            room = reserve(sending), if sending.is_some() => {
+                match (room, self.outbox.pop_front()) {
+                    (Some(room), Some(message)) => room.send(message),
+                    // The engine is dead, as its supervisor is about to say.
+                    _ => self.outbox.clear(),
+                }
+                Woken::Sent
+            }
+            () = sleep_until(deadline), if deadline.is_some() => Woken::Deadline,
+        }
+    }
+
+    fn command(&mut self, command: Command, now: std::time::Instant) {
+        match command {
+            Command::Submit { submission, reply } => {
+                let check = self.core.submit(submission, now);
+                self.askers.insert(check, reply);
+            }
+            Command::Cancel { id } => self.core.cancel(id, now),
+            Command::CancelAll => self.core.cancel_all(now),
+            Command::Drain => self.core.drain(),
+        }
+    }
+
+    fn act(&mut self) {
+        for action in self.core.take_actions() {
+            match action {
+                Action::Send(message) => self.send(message),
+                Action::Accept { check, id, seed, checked } => {
+                    let (outlet, ticket) = ticket::accept(id, seed, checked, &self.returns);
+                    self.outlets.insert(id, outlet);
+                    // Where the asker has gone, the ticket is dropped here, and its drop cancels the prompt.
+                    let _ = self.askers.remove(&check).map(|asker| asker.send(Ok(ticket)));
+                }
+                Action::Refuse { check, refusal } => {
+                    let _ = self.askers.remove(&check).map(|asker| asker.send(Err(refusal)));
+                }
+                Action::Deliver { id, event } => {
+                    if event.is_final() {
+                        self.outlets
+                            .remove(&id)
+                            .iter()
+                            .for_each(|outlet| outlet.deliver(event.clone()));
+                    } else if let Some(outlet) = self.outlets.get(&id) {
+                        outlet.deliver(event);
+                    }
+                }
+            }
+        }
+        let status = self.core.status();
+        self.status.send_if_modified(|old| {
+            let changed = *old != status;
+            *old = status;
+            changed
+        });
+    }
+
+    fn send(&mut self, message: ToEngine) {
+        // In order: nothing overtakes what waits already. Without an engine the core sends nothing.
+        let Some(engine) = &self.engine else { return };
+        if !self.outbox.is_empty() {
+            return self.outbox.push_back(message);
+        }
+        if let Err(mpsc::error::TrySendError::Full(message)) = engine.try_send(message) {
+            self.outbox.push_back(message);
+        }
+    }
+
+    fn forget_engine(&mut self) {
+        self.engine = None;
+        self.outbox.clear();
+    }
+
+    async fn end_engine(mut self) {
+        self.engine = None;
+        self.port.events.close();
+        let ended = async { while self.port.events.recv().await.is_some() {} };
+        if tokio::time::timeout(ENGINE_END, ended).await.is_err() {
+            tracing::warn!("the engine's supervisor did not end within {} s", ENGINE_END.as_secs());
+        }
+    }
+}
+
+async fn reserve(engine: Option<&mpsc::Sender<ToEngine>>) -> Option<mpsc::Permit<'_, ToEngine>> {
+    engine?.reserve().await.ok()
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    if let Some(deadline) = deadline {
+        tokio::time::sleep_until(deadline).await;
+    }
+}
