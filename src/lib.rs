@@ -16,6 +16,7 @@
 //! | [`cli`] | the commands |
 
 pub mod cli;
+pub mod daemon;
 pub mod engine;
 pub mod inference;
 pub mod mqtt;

@@ -99,7 +99,7 @@ fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
 fn names(line: &str, word: &str) -> bool {
     let pattern = format!("{word}::");
     line.match_indices(&pattern).any(|(at, _)| {
-        let before = line[..at].chars().next_back();
+        let before = line.get(..at).unwrap_or_default().chars().next_back();
         !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
     }) || line.trim() == format!("use {word};")
 }
