@@ -5,12 +5,12 @@ use std::time::Duration;
 /// The first wait is at most this long.
 const FIRST: Duration = Duration::from_millis(500);
 /// No wait is longer than this.
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_mins(1);
 /// While a broker that cannot be reached has been away for less than [`PATIENCE`], no wait is longer than this: a
 /// broker that restarts is found again within five seconds. With full jitter that is one try in 2.5 s on average.
 const LONGEST_AT_FIRST: Duration = Duration::from_secs(5);
 /// After this long the broker is not merely restarting.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_mins(10);
 /// A connection that held this long was a good one: the next trouble begins at [`FIRST`] again. A broker that lets
 /// promptd in and throws it out at once is no good one.
 const GOOD: Duration = Duration::from_secs(10);

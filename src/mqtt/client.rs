@@ -265,7 +265,7 @@ impl Trouble {
                 Trouble::refused("it answered with something that is not MQTT 5")
             }
             ConnectionError::MqttState(state) => broken(state),
-            other => Trouble::away(other.to_string()),
+            ConnectionError::RequestsDone => Trouble::away("the MQTT library gave up"),
         }
     }
 }

@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use promptd::mqtt::{BrokerUrl, Config};
 use promptd::wire::Limits;
+use rumqttc::v5::MqttOptions;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::support::broker::{Board, Broker, Client, answer, config, json, program, topic};
 
@@ -170,6 +173,93 @@ async fn whoever_hangs_up_at_once_is_not_stormed() {
     assert!(!board.door.is_finished());
 }
 
+/// Reads one packet and gives its first byte and what follows the length.
+async fn packet(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
+    let kind = stream.read_u8().await.ok()?;
+    let (mut length, mut shift) = (0, 0);
+    loop {
+        let byte = stream.read_u8().await.ok()?;
+        length |= usize::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte < 0x80 {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.ok()?;
+    Some((kind, body))
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_read_is_got_rid_of() {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let _board = Board::open(listener.local_addr().unwrap().port());
+    let mut clean = Vec::new();
+    let began = Instant::now();
+    while !clean.contains(&true) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (kind, connect) = packet(&mut stream).await.unwrap();
+        assert_eq!((kind, &connect[..7]), (0x10, b"\x00\x04MQTT\x05".as_slice()));
+        clean.push(connect[7] & 0x02 != 0);
+        // CONNACK with a session; PUBLISH to `a` with a user property that is no UTF-8.
+        let bad = b"\x20\x03\x01\x00\x00\x30\x0b\x00\x01a\x07\x26\x00\x01\xff\x00\x01b";
+        stream.write_all(bad).await.unwrap();
+        while packet(&mut stream).await.is_some() {}
+    }
+    assert_eq!(clean, [false, false, false, true], "after three in a row the session is given up");
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn a_broker_that_wants_no_pings_is_not_flooded_with_them() {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let _board = Board::open(listener.local_addr().unwrap().port());
+    let (mut stream, _) = listener.accept().await.unwrap();
+    packet(&mut stream).await.unwrap();
+    // CONNACK with Server Keep Alive 0.
+    stream.write_all(b"\x20\x06\x00\x00\x03\x13\x00\x00").await.unwrap();
+    let mut pings = 0;
+    let listen = async {
+        while let Some((kind, _)) = packet(&mut stream).await {
+            if kind == 0xc0 {
+                pings += 1;
+                stream.write_all(b"\xd0\x00").await.unwrap();
+            }
+        }
+    };
+    assert!(
+        tokio::time::timeout(Duration::from_secs(2), listen).await.is_err(),
+        "the connection holds"
+    );
+    assert!(pings <= 1, "{pings} pings");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_larger_than_the_broker_takes() {
+    let Some(broker) = Broker::start("max_packet_size 3000") else { return };
+    let mut board = Board::open(broker.port);
+    online(broker.port).await;
+    let mut me = Client::connect(broker.port, "me", &["promptd/n/answer/#"], false).await;
+    let long = "x".repeat(4000);
+    for (payload, parts) in [
+        (r#"{"id":"a","prompt":"hi"}"#, false),
+        (r#"{"id":"a","prompt":"hi","max_bytes":1000}"#, true),
+    ] {
+        me.ask("promptd/n/ask", payload).await;
+        board.answer(&[&long]).await;
+        let object = json(&me.next().await);
+        assert_eq!(object["id"], json!("a"));
+        if parts {
+            assert_eq!(object["part"], json!(1));
+        } else {
+            assert_eq!(
+                (&object["code"], &object["limit"]),
+                (&json!("payload_too_large"), &json!(3000))
+            );
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_wrong_password_is_retried_and_a_right_one_lets_in() {
     let Some(mut broker) = Broker::prepare("allow_anonymous false\npassword_file PASSWORDS") else {
@@ -193,14 +283,17 @@ async fn a_wrong_password_is_retried_and_a_right_one_lets_in() {
     let with = |password: &str| {
         Board::with(Config { broker: url(password), ..config(broker.port) }, Limits::default())
     };
+    let mut options = MqttOptions::new("watcher", "127.0.0.1", broker.port);
+    options.set_credentials("me", "right");
+    let mut me = Client::with(options, &["promptd/n/availability"], false).await;
     let wrong = with("wrong");
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(me.silent(Duration::from_secs(1)).await);
     assert!(!wrong.door.is_finished(), "it may be put right at the broker");
     wrong.leave().await;
     let right = with("right");
-    // A door that leaves cleanly was in.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    me.until("promptd/n/availability", "online").await;
     right.leave().await;
+    me.until("promptd/n/availability", "offline").await;
 }
 
 #[tokio::test]

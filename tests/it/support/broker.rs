@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use promptd::mqtt::{BrokerUrl, Config, ConfigError, Facts, serve};
 use promptd::request::{Event, Submission};
-use promptd::scheduler::Scheduler;
 use promptd::scheduler::scripted::{Call, Script, Verdict, scripted};
 use promptd::wire::{Limits, Profiles};
 use rumqttc::v5::mqttbytes::QoS;
@@ -136,7 +135,11 @@ pub(crate) struct Client {
 impl Client {
     /// Connects and subscribes; returns when the broker has confirmed. With `keep` the broker keeps the session.
     pub(crate) async fn connect(port: u16, name: &str, topics: &[&str], keep: bool) -> Client {
-        let mut options = MqttOptions::new(name, "127.0.0.1", port);
+        Client::with(MqttOptions::new(name, "127.0.0.1", port), topics, keep).await
+    }
+
+    /// [`Client::connect`] with a user name, a password or whatever else.
+    pub(crate) async fn with(mut options: MqttOptions, topics: &[&str], keep: bool) -> Client {
         options.set_clean_start(!keep).set_session_expiry_interval(keep.then_some(600));
         options.set_max_packet_size(Some(4 << 20)).set_outgoing_inflight_upper_limit(100);
         let (sender, mut events) = AsyncClient::new(options, 1000);
@@ -245,7 +248,6 @@ pub(crate) struct Board {
     pub(crate) script: Script,
     pub(crate) stop: watch::Sender<bool>,
     pub(crate) door: JoinHandle<Result<(), ConfigError>>,
-    pub(crate) scheduler: Scheduler,
 }
 
 impl Board {
@@ -259,8 +261,8 @@ impl Board {
         let profiles: Profiles = toml::from_str("[lights]\nchoices = [\"on\", \"off\"]\n").unwrap();
         let facts = Facts { version: "1.2.3".to_owned(), profiles: Arc::new(profiles), limits };
         let (stop, stopped) = watch::channel(false);
-        let door = tokio::spawn(serve(config, scheduler.clone(), facts, stopped));
-        Board { script, stop, door, scheduler }
+        let door = tokio::spawn(serve(config, scheduler, facts, stopped));
+        Board { script, stop, door }
     }
 
     /// The next prompt.
