@@ -14,6 +14,8 @@ const PATIENCE: Duration = Duration::from_mins(10);
 /// A connection that held this long was a good one: the next trouble begins at [`FIRST`] again. A broker that lets
 /// promptd in and throws it out at once is no good one.
 const GOOD: Duration = Duration::from_secs(10);
+/// One that a broker ended on purpose has to have held for longer: two boards with one client id throw each other out.
+const GOOD_BUT_REFUSED: Duration = Duration::from_mins(2);
 
 /// What ended a connection or a try, as far as the wait depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +42,7 @@ impl Backoff {
         outage: Duration,
         chance: f64,
     ) -> Duration {
-        if held >= GOOD && kind == Kind::Away {
+        if held >= if kind == Kind::Away { GOOD } else { GOOD_BUT_REFUSED } {
             self.tries = 0;
         }
         let cap = if kind == Kind::Away && outage < PATIENCE { LONGEST_AT_FIRST } else { LONGEST };
@@ -88,6 +90,11 @@ mod tests {
             LONGEST_AT_FIRST
         );
         assert_eq!(backoff.after(Kind::Away, GOOD, Duration::ZERO, 1.0), FIRST);
+        for _ in 0..9 {
+            backoff.after(Kind::Refused, GOOD, Duration::ZERO, 1.0);
+        }
+        assert_eq!(backoff.after(Kind::Refused, GOOD, Duration::ZERO, 1.0), LONGEST);
+        assert_eq!(backoff.after(Kind::Refused, GOOD_BUT_REFUSED, Duration::ZERO, 1.0), FIRST);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::message::{Delivery, Publication};
 use super::outbox::{Next, Outbox, Owner};
 use super::prompt::Numbered;
 use super::reply::{self, Address, Allowed, Form};
+use super::seldom::Seldom;
 use super::states::STATUS_EVERY;
 use super::topic::Topics;
 use super::{Config, ConfigError, Facts};
@@ -130,6 +131,9 @@ pub(super) struct Door {
     pub(super) reports: (mpsc::Sender<Numbered>, mpsc::Receiver<Numbered>),
     pub(super) leaving: bool,
     pub(super) said_retained: bool,
+    pub(super) said_left_out: Seldom,
+    said_refused: Seldom,
+    said_large: Seldom,
     acks: VecDeque<Delivery>,
     pub(super) status_dirty: bool,
     pub(super) status_last: Option<(Instant, String)>,
@@ -157,6 +161,9 @@ impl Door {
             reports: mpsc::channel(REPORTS),
             leaving: false,
             said_retained: false,
+            said_left_out: Seldom::default(),
+            said_refused: Seldom::default(),
+            said_large: Seldom::default(),
             acks: VecDeque::new(),
             status_dirty: false,
             status_last: None,
@@ -225,10 +232,14 @@ impl Door {
             Event::Sent { packet } => self.outbox.sent(packet),
             Event::Acknowledged { packet, refused } => {
                 let Some(done) = self.outbox.acknowledged(packet) else { return };
-                if let Some(reason) = refused {
+                if let Some(reason) = refused
+                    && let Some(others) = self.said_refused.now(now)
+                {
                     warn!(
+                        others,
                         topic = done.topic,
-                        reason, "the broker did not take a message; its access rules may forbid it"
+                        reason,
+                        "the broker did not take a message; its access rules may forbid it"
                     );
                 }
                 self.done(&done.owner, now);
@@ -325,12 +336,15 @@ impl Door {
     fn too_large(&mut self, owner: &Owner, publication: Publication, now: Instant) {
         let (have, most) =
             (publication.weight(), self.connection.as_ref().map_or(0, |c| c.max_packet));
-        warn!(
-            topic = publication.topic,
-            bytes = have,
-            limit = most,
-            "a message is larger than the broker takes"
-        );
+        if let Some(others) = self.said_large.now(now) {
+            warn!(
+                others,
+                topic = publication.topic,
+                bytes = have,
+                limit = most,
+                "a message is larger than the broker takes"
+            );
+        }
         let Owner::Answer(number) = owner else { return };
         let message =
             "the answer is larger than the broker takes; ask for it in parts with `max_bytes`";

@@ -205,7 +205,12 @@ impl Door {
         let promised = self.ledger.working() + messages.len().saturating_sub(1);
         if !messages.iter().all(|message| self.outbox.has_room_for(message, promised)) {
             // The broker gives faster than it takes: answers that were promised go before refusals.
-            debug!("a refusal or repeated answer was left out: the broker takes no more");
+            if let Some(others) = self.said_left_out.now(now) {
+                warn!(
+                    others,
+                    "a refusal or repeated answer was left out: the broker takes no more"
+                );
+            }
             return self.acknowledge(arrival.message.delivery);
         }
         let id = arrival.id.map(str::to_owned);

@@ -7,6 +7,7 @@
 //! | `outbox`, `ledger`, `backoff` | what must still be sent, what is in work or was answered, when to connect again |
 //! | `client`, `link` | the library, and the task that keeps a connection |
 //! | `prompt` | a prompt's way through the scheduler |
+//! | `seldom` | which lines of the log are held back |
 //! | `door` | the one task that owns all of this |
 //! | `inbound`, `outcome`, `states`, `goodbye` | what it does with messages, with what happens to a prompt, what it tells about promptd, how it leaves |
 //!
@@ -26,6 +27,7 @@ mod outbox;
 mod outcome;
 mod prompt;
 mod reply;
+mod seldom;
 mod states;
 mod topic;
 mod url;

@@ -190,6 +190,67 @@ async fn packet(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
     Some((kind, body))
 }
 
+/// Plays a broker that has no session up to the confirmed subscription.
+async fn welcome(listener: &tokio::net::TcpListener) -> TcpStream {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    assert_eq!(packet(&mut stream).await.unwrap().0, 0x10);
+    stream.write_all(b"\x20\x03\x00\x00\x00").await.unwrap();
+    let (kind, subscribe) = packet(&mut stream).await.unwrap();
+    assert_eq!(kind, 0x82, "the subscription comes first");
+    let number = [subscribe[0], subscribe[1]];
+    stream.write_all(&[0x90, 5, number[0], number[1], 0, 1, 1]).await.unwrap();
+    stream
+}
+
+/// The next `QoS` 1 message on this topic: packet number and the rest.
+async fn published(stream: &mut TcpStream, topic: &str) -> ([u8; 2], Vec<u8>) {
+    loop {
+        let (kind, body) = packet(stream).await.unwrap();
+        let length = usize::from(body[0]) << 8 | usize::from(body[1]);
+        if kind & 0xf6 == 0x32 && &body[2..2 + length] == topic.as_bytes() {
+            return ([body[2 + length], body[3 + length]], body[4 + length..].to_vec());
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_that_were_never_acknowledged_are_published_again() {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let mut board = Board::open(listener.local_addr().unwrap().port());
+    let mut stream = welcome(&listener).await;
+    for id in *b"ab" {
+        // A QoS 1 prompt with packet number 7 or 8 and no properties.
+        let payload = format!(r#"{{"id":"{}","prompt":"hi"}}"#, char::from(id));
+        let length = u8::try_from(2 + 13 + 2 + 1 + payload.len()).unwrap();
+        let mut bytes = vec![0x32, length, 0, 13];
+        bytes.extend(b"promptd/n/ask");
+        bytes.extend([0, id - b'a' + 7, 0]);
+        bytes.extend(payload.as_bytes());
+        stream.write_all(&bytes).await.unwrap();
+        board.answer(&["x"]).await;
+    }
+    published(&mut stream, "promptd/n/answer/a").await;
+    let (second, _) = published(&mut stream, "promptd/n/answer/b").await;
+    // Out of order, and only one of them.
+    stream.write_all(&[0x40, 2, second[0], second[1]]).await.unwrap();
+    while packet(&mut stream).await.unwrap() != (0x40, vec![0, 8]) {}
+    drop(stream);
+    let mut stream = welcome(&listener).await;
+    let (first, rest) = published(&mut stream, "promptd/n/answer/a").await;
+    assert!(String::from_utf8_lossy(&rest).contains(r#""id":"a""#));
+    stream.write_all(&[0x40, 2, first[0], first[1]]).await.unwrap();
+    // Only that one, and the prompt is not acknowledged: its number means nothing on this connection.
+    let more = async {
+        loop {
+            let (kind, body) = packet(&mut stream).await.unwrap();
+            assert_ne!(kind, 0x40);
+            assert!(!String::from_utf8_lossy(&body).contains("/answer/"));
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(1), more).await.is_err());
+    board.stop.send(true).unwrap();
+}
+
 #[tokio::test]
 async fn a_message_that_cannot_be_read_is_got_rid_of() {
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
