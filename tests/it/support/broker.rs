@@ -112,6 +112,60 @@ impl Drop for Broker {
     }
 }
 
+/// Stands between a door and its broker, and cuts the connection when it is told to.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    pub(crate) port: u16,
+    /// When connections were asked for.
+    pub(crate) accepted: mpsc::Receiver<Instant>,
+    open: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Relay {
+    /// A relay to this port.
+    pub(crate) async fn to(target: u16) -> Relay {
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (tell, accepted) = mpsc::channel(100);
+        let (open, is_open) = watch::channel(true);
+        let task = tokio::spawn(async move {
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                tell.send(Instant::now()).await.unwrap();
+                let mut is_open = is_open.clone();
+                tokio::spawn(async move {
+                    let pass = async {
+                        let far = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, target));
+                        tokio::io::copy_bidirectional(&mut near, &mut far.await.unwrap()).await
+                    };
+                    tokio::select! {
+                        _ = is_open.wait_for(|open| !open) => {}
+                        _ = pass => {}
+                    }
+                });
+            }
+        });
+        Relay { port, accepted, open, task }
+    }
+
+    /// Cuts what there is and lets nothing through.
+    pub(crate) fn cut(&self) {
+        self.open.send_replace(false);
+    }
+
+    /// Lets new connections through.
+    pub(crate) fn mend(&self) {
+        self.open.send_replace(true);
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// Where a program is: brokers live in `sbin`, which not every user's path has.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
