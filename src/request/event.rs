@@ -89,6 +89,10 @@ impl Timings {
     pub fn tokens_per_second(&self, usage: &Usage) -> f64 {
         let seconds = self.decode.as_secs_f64();
         // The first token comes out of prefill, so n tokens take n - 1 decode steps.
-        if usage.completion < 2 || seconds <= 0.0 { 0.0 } else { f64::from(usage.completion - 1) / seconds }
+        if usage.completion < 2 || seconds <= 0.0 {
+            0.0
+        } else {
+            f64::from(usage.completion - 1) / seconds
+        }
     }
 }

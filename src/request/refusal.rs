@@ -24,7 +24,14 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with a code and a message.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Refusal { code, message: message.into(), param: None, retry_after: None, limit: None, have: None }
+        Refusal {
+            code,
+            message: message.into(),
+            param: None,
+            retry_after: None,
+            limit: None,
+            have: None,
+        }
     }
 
     /// A malformed request.

@@ -36,7 +36,8 @@ impl Scheduler {
     /// numbers), `bad_request`, `would_miss_deadline`, or `busy` while draining.
     pub async fn submit(&self, submission: Submission) -> Result<Ticket, Refusal> {
         let (reply, answer) = oneshot::channel();
-        let gone = || Refusal::new(Code::Internal, "promptd is stopping; ask again when it is back");
+        let gone =
+            || Refusal::new(Code::Internal, "promptd is stopping; ask again when it is back");
         self.commands.send(Command::Submit { submission, reply }).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
