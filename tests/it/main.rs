@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod inference;
+#[cfg(test)]
 mod lines;
 #[cfg(test)]
 mod mqtt;
