@@ -1,1 +1,233 @@
-//! Tokens in, tokens out. No network, no tokio.
+//! Tokens in, tokens out: the model folder, ONNX Runtime, KV cache, tokenizer, template, sampler and grammar behind one
+//! door. No network, no tokio; the clock is passed in.
+
+mod binding;
+mod config;
+mod conversation;
+mod cores;
+mod date;
+mod detokenizer;
+mod elf;
+mod error;
+mod folder;
+mod generation;
+mod grammar;
+mod graph;
+mod kv_cache;
+mod manifest;
+mod mapped;
+mod onnx_file;
+mod preparer;
+mod runner;
+mod runtime;
+mod sampler;
+mod stop;
+mod template;
+#[cfg(test)]
+mod test_material;
+mod tokenizer;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use error::{LoadError, StepError};
+pub use preparer::{Prepared, Preparer};
+pub use runner::Runner;
+
+use folder::Folder;
+use graph::{Graph, Settings};
+use preparer::Parts;
+use template::Template;
+use tokenizer::Tokenizer;
+
+/// Where the time comes from.
+pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
+
+/// Tokens of a prompt read in one step unless something else is asked for. A cancel waits for one chunk at most, and
+/// larger ones are hardly faster.
+pub const DEFAULT_PREFILL_CHUNK: u32 = 128;
+
+/// What to load and how to run it.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The model folder.
+    pub model: PathBuf,
+    /// libonnxruntime.
+    pub library: PathBuf,
+    /// Threads of one step; 0 takes one for each physical core.
+    pub threads: u16,
+    /// Prompts that run at once; at least 1.
+    pub slots: u16,
+    /// Tokens of context for each slot; 0 takes the model's own limit, which is also the most there can be.
+    pub context: u32,
+    /// Tokens of a prompt read in one step; 0 takes [`DEFAULT_PREFILL_CHUNK`].
+    pub prefill_chunk: u32,
+}
+
+/// The stages of loading, each told before it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// libonnxruntime is being opened. A damaged library can kill the process here.
+    Runtime,
+    /// The model folder is being checked.
+    Folder,
+    /// ONNX Runtime reads the graph and the weights.
+    Weights,
+    /// The first steps of the model, on tokens that nobody asked for.
+    Warmup,
+}
+
+/// A model that answers.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What there is to know about it.
+    pub facts: Facts,
+    /// Checks prompts.
+    pub preparer: Preparer,
+    /// Runs them.
+    pub runner: Runner,
+}
+
+/// What there is to know about a loaded model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The folder's name.
+    pub name: String,
+    /// The architecture its configuration states.
+    pub architecture: String,
+    /// Tokens of context each slot has.
+    pub context: u32,
+    /// Prompts that run at once.
+    pub slots: u16,
+    /// Tokens the model knows.
+    pub vocab_size: u32,
+    /// Whether it has a chat template.
+    pub chat: bool,
+    /// Threads of one step.
+    pub threads: u16,
+    /// ONNX Runtime's own version.
+    pub runtime_version: String,
+    /// The execution provider that runs the graph.
+    pub provider: String,
+    /// Things in the folder that were odd but not wrong.
+    pub warnings: Vec<String>,
+}
+
+/// Loads a model. `progress` is told each stage before it begins, so that a process that dies can be told by where.
+///
+/// # Errors
+/// Names the file and what is wrong with it; see [`LoadError`].
+pub fn load(
+    config: &Config,
+    clock: Clock,
+    progress: &mut dyn FnMut(Stage),
+) -> Result<Loaded, LoadError> {
+    progress(Stage::Runtime);
+    let runtime = runtime::open(&config.library)?;
+    progress(Stage::Folder);
+    let folder = folder::open(&config.model)?;
+    let words = Words::read(&folder)?;
+    let slots = config.slots.max(1);
+    let threads = if config.threads == 0 {
+        u16::try_from(cores::physical()).unwrap_or(u16::MAX)
+    } else {
+        config.threads
+    };
+    let own_context = folder.config.context;
+    let context = if config.context == 0 { own_context } else { config.context.min(own_context) };
+    let mut warnings = folder.config.warnings.clone();
+    if config.context > own_context {
+        warnings.push(format!(
+            "a context of {} tokens was asked for, the model has {own_context}",
+            config.context
+        ));
+    }
+
+    progress(Stage::Weights);
+    let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+    let settings = Settings {
+        threads: usize::from(threads),
+        slots: usize::from(slots),
+        context: size(context),
+    };
+    let mut graph = Graph::load(&runtime, &folder, settings)?;
+    let vocab = graph.vocab();
+    if words.tokenizer.vocab_size() > vocab {
+        let reason = format!(
+            "has the token id {}, the model has a vocabulary of {vocab}",
+            words.tokenizer.vocab_size() - 1
+        );
+        return Err(LoadError::file(folder.root.join("tokenizer.json"), reason));
+    }
+    progress(Stage::Warmup);
+    graph.warm_up(words.eos.first().copied().unwrap_or(0), usize::from(slots))?;
+
+    let facts = Facts {
+        name: folder.name.clone(),
+        architecture: folder.config.architecture.clone(),
+        context,
+        slots,
+        vocab_size: u32::try_from(vocab).unwrap_or(u32::MAX),
+        chat: words.template.is_some(),
+        threads,
+        runtime_version: runtime.version,
+        provider: "CPU".into(),
+        warnings,
+    };
+    let grammars = grammar::Grammars::new(words.tokenizer.inner(), words.eos.clone(), vocab);
+    let tokenizer = Arc::new(words.tokenizer);
+    let parts = Parts {
+        tokenizer: Arc::clone(&tokenizer),
+        template: words.template,
+        grammars,
+        context,
+        vocab,
+    };
+    let chunk =
+        if config.prefill_chunk == 0 { DEFAULT_PREFILL_CHUNK } else { config.prefill_chunk };
+    let runner = Runner {
+        graph,
+        tokenizer,
+        eos: words.eos.into(),
+        clock,
+        chunk: size(chunk),
+        slots: usize::from(slots),
+        waiting: VecDeque::new(),
+        reading: None,
+        answering: Vec::new(),
+    };
+    Ok(Loaded { facts, preparer: Preparer { parts: Arc::new(parts) }, runner })
+}
+
+/// Everything about a model that has to do with text.
+struct Words {
+    tokenizer: Tokenizer,
+    template: Option<Template>,
+    eos: Vec<u32>,
+}
+
+impl Words {
+    fn read(folder: &Folder) -> Result<Self, LoadError> {
+        let file = folder.root.join("tokenizer.json");
+        let config = &folder.tokenizer_config;
+        let tokenizer = Tokenizer::read(&file, &folder.tokenizer, config, folder.config.bos)?;
+        let mut eos = folder.config.eos.clone();
+        if eos.is_empty() {
+            eos.extend(tokenizer.named_id(config, "eos_token"));
+        }
+        if eos.is_empty() {
+            let reason = "states no eos_token_id, and tokenizer_config.json no eos_token: answers would never end";
+            return Err(LoadError::file(&folder.config.source, reason));
+        }
+        let named = |key| tokenizer::named_token(config, key);
+        let template = match &folder.template {
+            None => None,
+            Some((file, source)) => {
+                Some(Template::compile(file, source, named("bos_token"), named("eos_token"))?)
+            }
+        };
+        Ok(Words { tokenizer, template, eos })
+    }
+}

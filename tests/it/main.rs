@@ -1,5 +1,6 @@
 //! The integration tests: one binary, a module per subject.
 
+mod inference;
 #[cfg(test)]
 mod scheduler;
 #[cfg(test)]

@@ -1,0 +1,125 @@
+//! Why a model cannot be loaded or run, in words that name the file, what is there and what was expected.
+
+use std::path::PathBuf;
+
+use crate::request::{Code, Refusal};
+
+/// Why loading failed. Trying again helps only after someone changed the library or the model folder.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// libonnxruntime is not there, is damaged, or was built for another machine.
+    #[error(
+        "cannot use ONNX Runtime at {}: {reason}; `make build` fetches a fitting libonnxruntime (it is in PyPI's `onnxruntime` wheel), or set runtime.library",
+        path.display()
+    )]
+    Library {
+        /// The library that was named.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// libonnxruntime could not be opened by the system's loader.
+    #[error("cannot open ONNX Runtime at {}", path.display())]
+    Open {
+        /// The library that was named.
+        path: PathBuf,
+        /// What the loader said.
+        #[source]
+        source: ort::LoadDynamicError,
+    },
+    /// A second library was named after one was opened: a process holds one ONNX Runtime for its life.
+    #[error("ONNX Runtime was already opened from {}; this process cannot open {} as well", opened.display(), wanted.display())]
+    OtherLibrary {
+        /// The library in use.
+        opened: PathBuf,
+        /// The library that was asked for.
+        wanted: PathBuf,
+    },
+    /// The model folder itself is not there.
+    #[error("the model folder {} {reason}", path.display())]
+    Folder {
+        /// The folder that was named.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file of the model folder is missing, damaged or does not fit the others.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file of the model folder could not be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// ONNX Runtime refused the graph, or the graph failed in its first step.
+    #[error("{}: ONNX Runtime {doing}", path.display())]
+    Runtime {
+        /// The file of the graph.
+        path: PathBuf,
+        /// What was being done, in words that follow the runtime's name.
+        doing: &'static str,
+        /// What the runtime said.
+        #[source]
+        source: ort::Error,
+    },
+    /// A thread could not be started.
+    #[error("cannot start a thread to compile the chat template")]
+    Thread(#[source] std::io::Error),
+}
+
+impl LoadError {
+    /// A damaged or unfitting file.
+    pub(super) fn file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        LoadError::File { path: path.into(), reason: reason.into() }
+    }
+}
+
+impl From<LoadError> for Refusal {
+    /// The whole chain of causes in one sentence, for status messages.
+    fn from(error: LoadError) -> Self {
+        Refusal::new(Code::ModelFailed, chain(&error))
+    }
+}
+
+/// A step of the model that failed for every prompt that took part in it.
+#[derive(Debug, thiserror::Error)]
+#[error("ONNX Runtime failed in a decode step")]
+pub struct StepError(#[source] pub(super) ort::Error);
+
+/// An error and its causes, one after the other. Causes that repeat what was already said are left out.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_tells_the_whole_chain() {
+        let source = std::io::Error::other("the disk is on fire");
+        let refusal = Refusal::from(LoadError::Read { path: "/m/model.onnx".into(), source });
+        assert_eq!(refusal.code, Code::ModelFailed);
+        assert_eq!(refusal.message, "cannot read /m/model.onnx: the disk is on fire");
+    }
+}

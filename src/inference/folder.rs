@@ -1,0 +1,286 @@
+//! Finds out what a model folder holds and checks every file before anything else opens it. Loads nothing.
+//!
+//! Three layouts are told apart, in this order: onnxruntime-genai (`genai_config.json`), transformers.js
+//! (`config.json` and `onnx/*.onnx`), Optimum (`config.json` and `model.onnx`).
+
+use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::Value;
+
+use super::config::{self, ModelConfig};
+use super::error::LoadError;
+use super::mapped::Mapped;
+use super::{manifest, onnx_file};
+
+/// JSON files of model folders are at most some 20 MB (tokenizers of 260,000 tokens).
+const MAX_TEXT_BYTES: u64 = 64 << 20;
+/// A git-lfs pointer begins with this; its specification allows at most 1,024 bytes.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+/// Graph names of the transformers.js and Optimum layouts, the preferred first: full precision before quantised.
+const GRAPH_NAMES: &[&str] = &[
+    "model.onnx",
+    "decoder_model_merged.onnx",
+    "decoder_with_past_model.onnx",
+    "model_q4.onnx",
+    "model_quantized.onnx",
+    "model_fp16.onnx",
+];
+
+/// A model folder whose files are all there and fit each other as far as files can tell.
+#[derive(Debug)]
+pub(super) struct Folder {
+    pub(super) root: PathBuf,
+    /// The folder's own name.
+    pub(super) name: String,
+    pub(super) config: ModelConfig,
+    /// The graph's file.
+    pub(super) graph: PathBuf,
+    /// tokenizer.json, read.
+    pub(super) tokenizer: Vec<u8>,
+    /// tokenizer_config.json; `null` where there is none.
+    pub(super) tokenizer_config: Value,
+    /// The chat template and the file it is in.
+    pub(super) template: Option<(PathBuf, String)>,
+}
+
+/// Looks at the folder.
+pub(super) fn open(path: &Path) -> Result<Folder, LoadError> {
+    let refuse = |reason: &str| LoadError::Folder { path: path.into(), reason: reason.into() };
+    let root = match std::fs::canonicalize(path) {
+        Ok(root) if root.is_dir() => root,
+        Ok(_) => return Err(refuse("is no folder")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(refuse("does not exist"));
+        }
+        Err(source) => return Err(LoadError::Read { path: path.into(), source }),
+    };
+    manifest::check(&root)?;
+    let (config, graph) = layout(&root)?;
+    check_graph(&root, &graph, &config)?;
+    let tokenizer = read(&root.join("tokenizer.json"))?;
+    let (tokenizer_config, template) = tokenizer_files(&root)?;
+    let name =
+        root.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
+    Ok(Folder { root, name, config, graph, tokenizer, tokenizer_config, template })
+}
+
+fn layout(root: &Path) -> Result<(ModelConfig, PathBuf), LoadError> {
+    let genai = root.join("genai_config.json");
+    if exists(&genai) {
+        let config = config::genai(&genai, &read_json(&genai)?)?;
+        let name = config.graph.clone().unwrap_or_default();
+        let graph = inside(root, &genai, "model.decoder.filename", &name)?;
+        return Ok((config, graph));
+    }
+    let file = root.join("config.json");
+    if !exists(&file) {
+        let reason = "holds neither genai_config.json nor config.json, so it is no model folder that promptd knows";
+        return Err(LoadError::Folder { path: root.into(), reason: reason.into() });
+    }
+    let generation = root.join("generation_config.json");
+    let stated = if exists(&generation) { Some(read_json(&generation)?) } else { None };
+    let stated = stated.as_ref().map(|value| (generation.as_path(), value));
+    let config = config::hugging_face(&file, &read_json(&file)?, stated)?;
+    let candidates = ["onnx", ""]
+        .iter()
+        .flat_map(|folder| GRAPH_NAMES.iter().map(move |name| root.join(folder).join(name)));
+    match candidates.into_iter().find(|path| exists(path)) {
+        Some(graph) => Ok((config, graph)),
+        None => Err(LoadError::file(
+            root.join("model.onnx"),
+            "is missing, and there is no other graph in the folder",
+        )),
+    }
+}
+
+/// The graph's file and every file it needs: there, plain, inside the folder, long enough.
+fn check_graph(root: &Path, graph: &Path, config: &ModelConfig) -> Result<(), LoadError> {
+    plain_file(graph)?;
+    let map = Mapped::open(graph)?;
+    if map.bytes().starts_with(LFS_POINTER) {
+        return Err(LoadError::file(
+            graph,
+            "is a git-lfs pointer, not the model; run `git lfs pull` where it was cloned",
+        ));
+    }
+    let needs =
+        onnx_file::needs(map.bytes()).map_err(|fault| LoadError::file(graph, fault.to_string()))?;
+    let base = graph.parent().unwrap_or(root);
+    for (name, needed) in &needs.files {
+        let file = inside(base, graph, "external_data.location", name)?;
+        let size = plain_file(&file)?;
+        if size < *needed {
+            let graph = graph.file_name().unwrap_or_default().to_string_lossy();
+            return Err(LoadError::file(
+                file,
+                format!("has {size} bytes, {graph} needs {needed}; fetch it again"),
+            ));
+        }
+        Mapped::open(&file)?.warm();
+    }
+    match needs.rotary_positions {
+        Some(rows) if u64::from(config.context) > rows => {
+            let reason = format!(
+                "states a context of {} tokens, but {} has rotary embeddings for {rows} positions",
+                config.context,
+                graph.display()
+            );
+            Err(LoadError::file(&config.source, reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// tokenizer_config.json and the chat template: a file of its own, or a value in there (a string, or a list in which
+/// one is named `default`).
+fn tokenizer_files(root: &Path) -> Result<(Value, Option<(PathBuf, String)>), LoadError> {
+    let file = root.join("tokenizer_config.json");
+    let json = if exists(&file) { read_json(&file)? } else { Value::Null };
+    let own = root.join("chat_template.jinja");
+    if exists(&own) {
+        let text = read_text(&own)?;
+        return Ok((json, Some((own, text))));
+    }
+    let template = match json.get("chat_template") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(Value::Array(list)) => {
+            let named = list
+                .iter()
+                .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"));
+            named.and_then(|entry| entry.get("template")).and_then(Value::as_str).map(str::to_owned)
+        }
+        Some(_) => {
+            return Err(LoadError::file(file, "chat_template is neither a string nor a list"));
+        }
+    };
+    Ok((json, template.map(|text| (file, text))))
+}
+
+/// Whether there is anything under this name, a dangling link included.
+fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+/// The path of a file that a model names, if the name stays inside `base`: one plain name, no folders.
+pub(super) fn inside(
+    base: &Path,
+    source: &Path,
+    key: &str,
+    name: &str,
+) -> Result<PathBuf, LoadError> {
+    let mut parts = Path::new(name).components();
+    match (parts.next(), parts.next()) {
+        (Some(Component::Normal(part)), None) if !name.contains(['/', '\\', '\0']) => {
+            Ok(base.join(part))
+        }
+        _ => {
+            let reason = format!(
+                "{key} is `{}`, which names a file outside the model folder",
+                name.escape_debug()
+            );
+            Err(LoadError::file(source, reason))
+        }
+    }
+}
+
+/// The size of a plain file that is not empty. Links are refused, so that what was checked is what will be opened.
+pub(super) fn plain_file(path: &Path) -> Result<u64, LoadError> {
+    let metadata = match path.symlink_metadata() {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(LoadError::file(path, "is missing"));
+        }
+        Err(source) => return Err(LoadError::Read { path: path.into(), source }),
+    };
+    let kind = metadata.file_type();
+    let wrong = if kind.is_symlink() {
+        "is a symbolic link; model folders hold plain files only (copy the file itself)"
+    } else if kind.is_dir() {
+        "is a folder, expected a file"
+    } else if kind.is_fifo() || kind.is_socket() || kind.is_block_device() || kind.is_char_device()
+    {
+        "is no plain file"
+    } else if metadata.len() == 0 {
+        "is empty"
+    } else {
+        return Ok(metadata.len());
+    };
+    Err(LoadError::file(path, wrong))
+}
+
+/// A file's bytes, bounded.
+fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
+    let size = plain_file(path)?;
+    if size > MAX_TEXT_BYTES {
+        return Err(LoadError::file(
+            path,
+            format!("has {size} bytes, at most {MAX_TEXT_BYTES} are read"),
+        ));
+    }
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path)
+        .map_err(|source| LoadError::Read { path: path.into(), source })?;
+    let read = file.take(MAX_TEXT_BYTES).read_to_end(&mut bytes);
+    read.map_err(|source| LoadError::Read { path: path.into(), source })?;
+    Ok(bytes)
+}
+
+/// A file's text, bounded.
+pub(super) fn read_text(path: &Path) -> Result<String, LoadError> {
+    String::from_utf8(read(path)?)
+        .map_err(|error| LoadError::file(path, format!("is not UTF-8 ({})", error.utf8_error())))
+}
+
+fn read_json(path: &Path) -> Result<Value, LoadError> {
+    serde_json::from_slice(&read(path)?)
+        .map_err(|error| LoadError::file(path, format!("is not JSON: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_must_stay_inside() {
+        let base = Path::new("/m");
+        assert_eq!(inside(base, base, "k", "model.onnx").unwrap(), Path::new("/m/model.onnx"));
+        for name in ["../x", "/etc/passwd", "a/b", "..", ".", "", "a\\b", "a/../b", "./x", "x/"] {
+            let error = inside(base, Path::new("/m/c.json"), "key", name).unwrap_err().to_string();
+            assert!(error.contains("outside") && error.contains("key"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn only_plain_files_that_hold_something() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("full"), b"x").unwrap();
+        std::fs::write(path("empty"), b"").unwrap();
+        std::os::unix::fs::symlink(path("full"), path("link")).unwrap();
+        std::os::unix::fs::symlink(path("loop"), path("loop")).unwrap();
+        assert_eq!(plain_file(&path("full")).unwrap(), 1);
+        for (name, words) in [
+            ("empty", "is empty"),
+            ("link", "symbolic link"),
+            ("loop", "symbolic link"),
+            ("none", "is missing"),
+            (".", "is a folder"),
+        ] {
+            let error = plain_file(&path(name)).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn folders_without_a_model_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = |path: &Path| open(path).unwrap_err().to_string();
+        assert!(text(&dir.path().join("none")).contains("does not exist"));
+        assert!(text(dir.path()).contains("neither genai_config.json nor config.json"));
+        std::fs::write(dir.path().join("genai_config.json"), "{ \"model\": ").unwrap();
+        assert!(text(dir.path()).contains("genai_config.json: is not JSON"));
+    }
+}

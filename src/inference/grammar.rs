@@ -1,0 +1,265 @@
+//! Answers that must have a form: JSON of a schema, a regular expression, one of several strings. Compiles the form
+//! into a matcher that says before each token which tokens may come. Fails closed: no form, no answer.
+
+use std::sync::OnceLock;
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
+use serde_json::Value;
+use toktrie_hf_tokenizers::ByteTokenizer;
+
+use crate::request::{Code, Constraint, Refusal};
+
+/// The largest schema or expression. OpenAI allows 15,000 characters of names in a schema; this is several times that.
+const MAX_SOURCE_BYTES: usize = 64 << 10;
+/// Compilers of schemas and expressions recurse; serde_json itself ends at 128.
+const MAX_DEPTH: usize = 64;
+/// Regular expressions nest through brackets.
+const MAX_BRACKETS: usize = 64;
+/// Enough for what the limits above let through. Only touched pages count.
+const STACK_BYTES: usize = 64 << 20;
+/// Steps to build the lexer: llguidance's own default takes the largest known schemas within 20 ms.
+const LEXER_FUEL: u64 = 1_000_000;
+/// Symbols of a compiled grammar: a few megabytes.
+const MAX_GRAMMAR: usize = 200_000;
+/// States of the lexer, at 1 to 2 kB each.
+const MAX_LEXER_STATES: usize = 50_000;
+
+/// Compiles constraints for one tokenizer. Prepared at the first use, because most devices never ask for one.
+pub(super) struct Grammars {
+    tokenizer: tokenizers::Tokenizer,
+    eos: Vec<u32>,
+    vocab: usize,
+    factory: OnceLock<Result<ParserFactory, String>>,
+}
+
+impl std::fmt::Debug for Grammars {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Grammars")
+            .field("vocab", &self.vocab)
+            .field("ready", &self.factory.get().is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Grammars {
+    /// `vocab` is the number of logits.
+    pub(super) fn new(tokenizer: tokenizers::Tokenizer, eos: Vec<u32>, vocab: usize) -> Self {
+        Grammars { tokenizer, eos, vocab, factory: OnceLock::new() }
+    }
+
+    /// The matcher for a constraint; `None` where any text will do.
+    pub(super) fn compile(&self, constraint: &Constraint) -> Result<Option<Matcher>, Refusal> {
+        if *constraint == Constraint::None {
+            return Ok(None);
+        }
+        check(constraint)?;
+        // Compilers recurse and may panic: on a thread of its own both end there.
+        let matcher = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES);
+            let worker = thread.spawn_scoped(scope, || self.build(constraint));
+            worker.map(|worker| {
+                worker.join().unwrap_or_else(|_| Err(unusable("it made the grammar compiler fail")))
+            })
+        });
+        let failed = |error| {
+            Refusal::new(
+                Code::Internal,
+                format!("cannot start a thread to compile the schema: {error}"),
+            )
+        };
+        matcher.map_err(failed)?.map(Some)
+    }
+
+    fn build(&self, constraint: &Constraint) -> Result<Matcher, Refusal> {
+        let factory = self.factory.get_or_init(|| self.factory()).as_ref();
+        let factory = factory.map_err(|reason| {
+            let message = format!("this model's tokenizer cannot be constrained: {reason}");
+            Refusal::new(Code::Unsupported, message).with_param("response_format")
+        })?;
+        let parser = factory
+            .create_parser(grammar(constraint)?)
+            .map_err(|error| unusable(error.to_string()))?;
+        let mut matcher = Matcher::new(Ok(parser));
+        match matcher.get_error() {
+            Some(error) => Err(unusable(error)),
+            None => match matcher.compute_mask() {
+                Ok(mask) if mask.num_set() > 0 => Ok(matcher),
+                Ok(_) => Err(unusable("no text can satisfy it")),
+                Err(error) => Err(unusable(error.to_string())),
+            },
+        }
+    }
+
+    fn factory(&self) -> Result<ParserFactory, String> {
+        let mut bytes = ByteTokenizer::from_tokenizer(self.tokenizer.clone())
+            .map_err(|error| error.to_string())?;
+        let known = bytes.tokrx_info().vocab_size;
+        if self.eos.is_empty() || self.eos.iter().any(|id| *id >= known) {
+            return Err("it has no usable end-of-sequence token".into());
+        }
+        bytes.set_eos_tokens(&self.eos);
+        let environment =
+            bytes.into_tok_env(Some(self.vocab)).map_err(|error| error.to_string())?;
+        let mut factory =
+            ParserFactory::new_simple(&environment).map_err(|error| error.to_string())?;
+        factory.quiet();
+        let limits = factory.limits_mut();
+        limits.initial_lexer_fuel = LEXER_FUEL;
+        limits.max_grammar_size = MAX_GRAMMAR;
+        limits.max_lexer_states = MAX_LEXER_STATES;
+        // Errors reach clients: the reason, not the parser's state.
+        limits.verbose_errors = false;
+        Ok(factory)
+    }
+}
+
+fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, Refusal> {
+    match constraint {
+        Constraint::None => Err(unusable("there is none")),
+        Constraint::JsonObject => Ok(schema(serde_json::json!({"type": "object"}))),
+        Constraint::JsonSchema(source) => {
+            let value: Value = serde_json::from_str(source)
+                .map_err(|error| unusable(format!("it is not JSON: {error}")))?;
+            match value {
+                Value::Object(_) => Ok(schema(value)),
+                Value::Bool(true) => Ok(schema(serde_json::json!({}))),
+                Value::Bool(false) => Err(unusable("no text can satisfy `false`")),
+                _ => Err(unusable("a schema is an object")),
+            }
+        }
+        Constraint::Regex(source) => Ok(TopLevelGrammar::from_regex(source)),
+        Constraint::Choices(choices) => {
+            let choices: Vec<String> = choices.iter().map(|choice| escape(choice)).collect();
+            Ok(TopLevelGrammar::from_regex(&format!("({})", choices.join("|"))))
+        }
+    }
+}
+
+/// A schema with our own compiler options, which also takes the place of any that the client wrote into it.
+fn schema(mut value: Value) -> TopLevelGrammar {
+    // Free white space would let a weak model write spaces until its tokens run out.
+    let options =
+        JsonCompileOptions { whitespace_flexible: false, ..JsonCompileOptions::default() };
+    options.apply_to(&mut value);
+    TopLevelGrammar::from_json_schema(value)
+}
+
+fn check(constraint: &Constraint) -> Result<(), Refusal> {
+    let (length, depth, limit) = match constraint {
+        Constraint::None | Constraint::JsonObject => return Ok(()),
+        Constraint::JsonSchema(source) => (source.len(), nesting(source), MAX_DEPTH),
+        Constraint::Regex(source) => (source.len(), nesting(source), MAX_BRACKETS),
+        Constraint::Choices(choices) => {
+            if choices.is_empty() || choices.iter().any(String::is_empty) {
+                return Err(unusable("choices are strings that are not empty, and at least one"));
+            }
+            (choices.iter().map(String::len).sum(), 0, 1)
+        }
+    };
+    if length > MAX_SOURCE_BYTES {
+        let refusal =
+            unusable(format!("it has {length} bytes, at most {MAX_SOURCE_BYTES} are compiled"));
+        return Err(refusal.with_limit(MAX_SOURCE_BYTES as u64, length as u64));
+    }
+    if depth > limit {
+        return Err(unusable(format!(
+            "it nests {depth} deep, at most {limit} levels are compiled"
+        )));
+    }
+    Ok(())
+}
+
+/// The deepest nesting of brackets, those inside of strings counted as well: a little stricter than need be.
+fn nesting(source: &str) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    for byte in source.bytes() {
+        match byte {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
+}
+
+fn escape(text: &str) -> String {
+    text.chars().fold(String::new(), |mut out, c| {
+        if r"\.+*?()|[]{}^$#&-~/".contains(c) {
+            out.push('\\');
+        }
+        out.push(c);
+        out
+    })
+}
+
+fn unusable(reason: impl std::fmt::Display) -> Refusal {
+    Refusal::bad_request(format!("the form of the answer cannot be used: {reason}"))
+        .with_param("response_format")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inference::tokenizer::tests::tiny;
+
+    fn grammars() -> Grammars {
+        let tokenizer = tiny();
+        let vocab = tokenizer.vocab_size();
+        Grammars::new(tokenizer.inner(), vec![2], vocab)
+    }
+
+    /// The only text a constraint allows, where it allows only one.
+    fn forced(constraint: &Constraint) -> String {
+        let mut matcher = grammars().compile(constraint).unwrap().unwrap();
+        let mut bytes = Vec::new();
+        while !matcher.is_stopped() {
+            let mask = matcher.compute_mask().unwrap();
+            let mut allowed = Vec::new();
+            mask.iter_set_entries(|id| allowed.push(u32::try_from(id).unwrap()));
+            bytes.extend_from_slice(tiny().pieces().bytes(allowed[0]));
+            matcher.consume_token(allowed[0]).unwrap();
+        }
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn forms_are_enforced() {
+        assert_eq!(
+            forced(&Constraint::JsonSchema(r#"{"const":{"a":[1,null]}}"#.into())),
+            r#"{"a":[1,null]}"#
+        );
+        assert_eq!(forced(&Constraint::Regex("ab{2}c".into())), "abbc");
+        assert_eq!(forced(&Constraint::Choices(vec!["a.b(c) #&~-/".into()])), "a.b(c) #&~-/");
+        assert!(grammars().compile(&Constraint::None).unwrap().is_none());
+        assert!(grammars().compile(&Constraint::JsonObject).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_refused_with_its_reason() {
+        let cases = [
+            (Constraint::JsonSchema("{".into()), "not JSON"),
+            (Constraint::JsonSchema("[]".into()), "object"),
+            (Constraint::JsonSchema("false".into()), "no text"),
+            (Constraint::JsonSchema(r#"{"$ref":"http://example.org/x"}"#.into()), ""),
+            (Constraint::JsonSchema(r#"{"type":"string","pattern":"("}"#.into()), ""),
+            (
+                Constraint::JsonSchema(format!("{}{}", "[".repeat(100), "]".repeat(100))),
+                "nests 100",
+            ),
+            (Constraint::Regex("(".into()), ""),
+            (Constraint::Regex("(".repeat(1000)), "nests 1000"),
+            (Constraint::Regex("a".repeat(70_000)), "at most 65536"),
+            (Constraint::Choices(vec![]), "at least one"),
+        ];
+        for (constraint, words) in cases {
+            let refusal = grammars().compile(&constraint).err().unwrap();
+            assert_eq!(
+                (refusal.code, refusal.param.as_deref()),
+                (Code::BadRequest, Some("response_format"))
+            );
+            assert!(refusal.message.contains(words), "{} / {words}", refusal.message);
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Checks a prompt completely before it is accepted: template, tokens, context, form of the answer. Runs no model; may
+//! be used from several threads at once.
+
+use std::sync::Arc;
+
+use llguidance::Matcher;
+
+use super::conversation::Marks;
+use super::grammar::Grammars;
+use super::template::Template;
+use super::tokenizer::Tokenizer;
+use crate::request::{Code, Constraint, Input, Message, Refusal, Request, Role, Sampling};
+
+/// Turns requests into prompts that can be run.
+#[derive(Clone, Debug)]
+pub struct Preparer {
+    pub(super) parts: Arc<Parts>,
+}
+
+/// What prompts are prepared with.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) template: Option<Template>,
+    pub(super) grammars: Grammars,
+    pub(super) context: u32,
+    pub(super) vocab: usize,
+}
+
+/// A prompt that was checked and can be run.
+pub struct Prepared {
+    pub(super) tokens: Vec<u32>,
+    pub(super) max_tokens: u32,
+    pub(super) sampling: Sampling,
+    pub(super) stop: Vec<String>,
+    pub(super) matcher: Option<Box<Matcher>>,
+}
+
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prepared")
+            .field("tokens", &self.tokens.len())
+            .field("max_tokens", &self.max_tokens)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Prepared {
+    /// Tokens of the prompt as the model sees it.
+    pub fn prompt_tokens(&self) -> u32 {
+        u32::try_from(self.tokens.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The most tokens the answer can have.
+    pub fn max_tokens(&self) -> u32 {
+        self.max_tokens
+    }
+
+    /// The prompt's tokens.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+}
+
+impl Preparer {
+    /// Checks a request. Nothing is ever cut.
+    ///
+    /// # Errors
+    /// `context_length_exceeded` with the context and the prompt's tokens, `bad_request` for an unusable schema or a
+    /// conversation the model's template refuses, `unsupported` for a conversation where there is no template.
+    pub fn prepare(&self, request: &Request) -> Result<Prepared, Refusal> {
+        let tokens = match &request.input {
+            Input::Chat(messages) => self.conversation(messages)?,
+            Input::Completion(text) => self.text(text)?,
+            Input::Ask { system, text } if self.parts.template.is_some() => {
+                let message = |role, content: &str| Message { role, content: content.to_owned() };
+                let system = system.iter().map(|system| message(Role::System, system));
+                let messages: Vec<Message> = system.chain([message(Role::User, text)]).collect();
+                self.conversation(&messages)?
+            }
+            Input::Ask { system: Some(system), text } => {
+                self.text(&format!("{system}\n\n{text}"))?
+            }
+            Input::Ask { system: None, text } => self.text(text)?,
+        };
+        self.finish(tokens, request)
+    }
+
+    /// The same for a prompt that already is tokens; `request.input` is not looked at.
+    ///
+    /// # Errors
+    /// As for [`Preparer::prepare`], and `bad_request` for a token the model does not know.
+    pub fn prepare_tokens(&self, tokens: Vec<u32>, request: &Request) -> Result<Prepared, Refusal> {
+        if let Some(id) =
+            tokens.iter().find(|id| usize::try_from(**id).is_ok_and(|id| id >= self.parts.vocab))
+        {
+            let message =
+                format!("the prompt has the token {id}, the model knows {}", self.parts.vocab);
+            return Err(Refusal::bad_request(message).with_param("prompt"));
+        }
+        self.finish(tokens, request)
+    }
+
+    fn finish(&self, tokens: Vec<u32>, request: &Request) -> Result<Prepared, Refusal> {
+        if tokens.is_empty() {
+            return Err(Refusal::bad_request(
+                "the prompt is empty, and this model needs at least one token",
+            ));
+        }
+        let have = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+        let context = self.parts.context;
+        let Some(room) = context.checked_sub(have).filter(|room| *room > 0) else {
+            return Err(too_long(context, u64::from(have), ""));
+        };
+        let matcher = match &request.constraint {
+            Constraint::None => None,
+            constraint => self.parts.grammars.compile(constraint)?.map(Box::new),
+        };
+        Ok(Prepared {
+            tokens,
+            max_tokens: request.max_tokens.map_or(room, |most| most.min(room)),
+            sampling: request.sampling.clone(),
+            stop: request.stop.clone(),
+            matcher,
+        })
+    }
+
+    fn text(&self, text: &str) -> Result<Vec<u32>, Refusal> {
+        self.check_bytes(text.len())?;
+        self.parts.tokenizer.encode_text(text).map_err(tokenizer_failed)
+    }
+
+    fn conversation(&self, messages: &[Message]) -> Result<Vec<u32>, Refusal> {
+        let Some(template) = &self.parts.template else {
+            let message = "this model has no chat template, so it cannot hold a conversation; ask it to complete a text instead";
+            return Err(Refusal::new(Code::Unsupported, message).with_param("messages"));
+        };
+        self.check_bytes(messages.iter().map(|m| m.content.len()).sum())?;
+        let tokenizer = &self.parts.tokenizer;
+        let plain = template.render(messages)?;
+        let marks = Marks::for_messages(messages);
+        // A template may refuse marked contents that it takes plain, when it looks into them.
+        let marked =
+            template.render(&marks.put(messages)).ok().and_then(|marked| marks.take(&marked));
+        let ids = match marked {
+            Some((text, client)) if text == plain => tokenizer.encode_conversation(&plain, &client),
+            _ if messages.iter().any(|m| tokenizer.has_special(&m.content)) => {
+                let message = "a message holds the text of one of the model's control tokens, and this model's chat template \
+                               changes messages in a way that leaves unclear which tokens are meant; leave that text out";
+                return Err(Refusal::bad_request(message).with_param("messages"));
+            }
+            _ => tokenizer.encode_speaking(&plain),
+        };
+        ids.map_err(tokenizer_failed)
+    }
+
+    /// Refuses what is certainly too long before tokenising it: a token has at most so many bytes.
+    fn check_bytes(&self, bytes: usize) -> Result<(), Refusal> {
+        let least = bytes / self.parts.tokenizer.pieces().longest().max(1);
+        // Normalisers may shorten a text; no known one by more than this.
+        if least / 4 > usize::try_from(self.parts.context).unwrap_or(usize::MAX) {
+            return Err(too_long(self.parts.context, least as u64, "at least "));
+        }
+        Ok(())
+    }
+}
+
+fn too_long(context: u32, have: u64, about: &str) -> Refusal {
+    let message = format!(
+        "the prompt has {about}{have} tokens, the model's context holds {context} and one must be left for the answer; shorten the prompt"
+    );
+    Refusal::new(Code::ContextLengthExceeded, message).with_limit(u64::from(context), have)
+}
+
+fn tokenizer_failed(reason: String) -> Refusal {
+    Refusal::new(Code::Internal, format!("the prompt cannot be tokenised: {reason}"))
+}

@@ -1,0 +1,204 @@
+//! Runs prompts: one chunk of one prompt that is being read, and one token for each that is being answered, in each
+//! step. Owned by one thread; what happens between steps (cancelling, starting) takes effect at the next one.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::Clock;
+use super::error::{StepError, chain};
+use super::generation::{Generation, Plan};
+use super::graph::{Graph, Row};
+use super::preparer::Prepared;
+use super::sampler::Sampler;
+use super::stop::StopStrings;
+use super::tokenizer::Tokenizer;
+use crate::request::{Code, Event, PromptId, Refusal};
+
+/// The model at work.
+pub struct Runner {
+    pub(super) graph: Graph,
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) eos: Arc<[u32]>,
+    pub(super) clock: Clock,
+    pub(super) chunk: usize,
+    pub(super) slots: usize,
+    /// Started and not yet being read.
+    pub(super) waiting: VecDeque<(PromptId, Generation)>,
+    /// The one that is being read, and the slot it is read into: behind all that are being answered.
+    pub(super) reading: Option<(usize, PromptId, Generation)>,
+    /// Those being answered; the index is the slot, so that a step covers the slots 0, 1, 2, … without holes.
+    pub(super) answering: Vec<(PromptId, Generation)>,
+}
+
+impl std::fmt::Debug for Runner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runner")
+            .field("graph", &self.graph)
+            .field("free_slots", &self.free_slots())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Runner {
+    /// Starts a prompt. `resume` are tokens of its answer that were delivered before: they are taken as chosen, no
+    /// event repeats them.
+    ///
+    /// # Errors
+    /// `busy` where no slot is free, `bad_request` where `resume` breaks the form of the answer or does not fit.
+    pub fn start(
+        &mut self,
+        id: PromptId,
+        prepared: Prepared,
+        seed: u64,
+        resume: &[u32],
+    ) -> Result<(), Refusal> {
+        if self.free_slots() == 0 {
+            return Err(Refusal::new(Code::Busy, format!("all {} slots are taken", self.slots)));
+        }
+        if resume.len() as u64 > u64::from(prepared.max_tokens) {
+            let message = format!(
+                "{} tokens were delivered, the answer can have {}",
+                resume.len(),
+                prepared.max_tokens
+            );
+            return Err(Refusal::bad_request(message));
+        }
+        let plan = Plan {
+            prompt: prepared.tokens,
+            max_tokens: prepared.max_tokens,
+            stop: StopStrings::new(&prepared.stop),
+            sampler: Sampler::new(prepared.sampling, seed),
+            seed,
+            matcher: prepared.matcher,
+            eos: Arc::clone(&self.eos),
+            tokenizer: Arc::clone(&self.tokenizer),
+        };
+        self.waiting.push_back((id, Generation::new(plan, resume)?));
+        Ok(())
+    }
+
+    /// Stops a prompt; no further event of it comes. Unknown numbers are ignored.
+    pub fn cancel(&mut self, id: PromptId) {
+        self.waiting.retain(|(other, _)| *other != id);
+        if self.reading.as_ref().is_some_and(|(_, other, _)| *other == id) {
+            self.reading = None;
+        }
+        if let Some(slot) = self.answering.iter().position(|(other, _)| *other == id) {
+            self.release(slot);
+        }
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.free_slots() == self.slots
+    }
+
+    /// Prompts that could be started now.
+    pub fn free_slots(&self) -> usize {
+        let taken = self.waiting.len() + usize::from(self.reading.is_some()) + self.answering.len();
+        self.slots.saturating_sub(taken)
+    }
+
+    /// One step: one chunk of the prompt that is being read, if any, and one token for each that is being answered.
+    ///
+    /// # Errors
+    /// Where ONNX Runtime fails on a step of several prompts. What fails for one prompt only is its `Failed` event.
+    pub fn step(&mut self, emit: &mut dyn FnMut(PromptId, Event)) -> Result<(), StepError> {
+        self.read_chunk(emit);
+        self.decode(emit)
+    }
+
+    fn read_chunk(&mut self, emit: &mut dyn FnMut(PromptId, Event)) {
+        if self.reading.is_none() {
+            let slot = self.answering.len();
+            self.reading = self.waiting.pop_front().map(|(id, generation)| (slot, id, generation));
+        }
+        let Some((slot, id, mut generation)) = self.reading.take() else { return };
+        generation.begin((self.clock)());
+        if generation.is_over() {
+            emit(id, generation.finished((self.clock)()));
+            return;
+        }
+        let tokens = generation.unread(self.chunk);
+        let length = tokens.len();
+        let row = Row { slot, past: generation.cached(), tokens };
+        if let Err(error) = self.graph.forward(&[row]) {
+            let message = format!("ONNX Runtime failed on this prompt: {}", chain(&error));
+            emit(id, Event::Failed(Refusal::new(Code::Internal, message)));
+            return;
+        }
+        emit(id, generation.read(length));
+        if !generation.is_read() {
+            self.reading = Some((slot, id, generation));
+            return;
+        }
+        // Others may have ended while this one was being read: close the gap.
+        let place = self.answering.len();
+        self.graph.move_slot(slot, place, generation.cached());
+        if self.advance(0, id, &mut generation, emit) {
+            self.answering.push((id, generation));
+        }
+    }
+
+    fn decode(&mut self, emit: &mut dyn FnMut(PromptId, Event)) -> Result<(), StepError> {
+        if self.answering.is_empty() {
+            return Ok(());
+        }
+        let tokens: Vec<[u32; 1]> =
+            self.answering.iter().map(|(_, generation)| generation.last_token()).collect();
+        let rows: Vec<Row<'_>> = (self.answering.iter().zip(&tokens).enumerate())
+            .map(|(slot, ((_, generation), tokens))| Row {
+                slot,
+                past: generation.cached(),
+                tokens,
+            })
+            .collect();
+        self.graph.forward(&rows).map_err(StepError)?;
+        let mut over = Vec::new();
+        let mut answering = std::mem::take(&mut self.answering);
+        for (slot, (id, generation)) in answering.iter_mut().enumerate() {
+            // The event of reading is the prompt's business only.
+            let _ = generation.read(1);
+            if !self.advance(slot, *id, generation, emit) {
+                over.push(slot);
+            }
+        }
+        self.answering = answering;
+        // From the back, so that the slots still to be released keep their places.
+        for slot in over.into_iter().rev() {
+            self.release(slot);
+        }
+        Ok(())
+    }
+
+    /// Chooses a token from row `row` of the last step. Whether the prompt goes on.
+    fn advance(
+        &self,
+        row: usize,
+        id: PromptId,
+        generation: &mut Generation,
+        emit: &mut dyn FnMut(PromptId, Event),
+    ) -> bool {
+        let now = (self.clock)();
+        match generation.choose(self.graph.logits(row), now) {
+            Ok(Event::Delta { text, tokens }) if text.is_empty() && tokens.is_empty() => {}
+            Ok(event) => emit(id, event),
+            Err(refusal) => {
+                emit(id, Event::Failed(refusal));
+                return false;
+            }
+        }
+        if generation.is_over() {
+            emit(id, generation.finished(now));
+        }
+        !generation.is_over()
+    }
+
+    /// Frees a slot: the last one takes its place.
+    fn release(&mut self, slot: usize) {
+        let last = self.answering.len() - 1;
+        let tokens = self.answering.get(last).map_or(0, |(_, generation)| generation.cached());
+        self.graph.move_slot(last, slot, tokens);
+        self.answering.swap_remove(slot);
+    }
+}

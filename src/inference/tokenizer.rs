@@ -1,0 +1,438 @@
+//! Text to token ids and the bytes behind each id. Control tokens are recognised only where they are meant: in what
+//! the chat template wrote, never in what a client wrote.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::error::LoadError;
+
+/// The tokenizer of a model.
+pub(super) struct Tokenizer {
+    /// Recognises control tokens in the text.
+    speaking: tokenizers::Tokenizer,
+    /// The same, but the text of a control token is text like any other.
+    plain: tokenizers::Tokenizer,
+    specials: Vec<Special>,
+    pieces: Pieces,
+    /// Put in front of every prompt, once.
+    bos: Option<u32>,
+}
+
+/// A control token as it is written.
+#[derive(Clone, Debug)]
+struct Special {
+    text: String,
+    id: u32,
+    /// White space before or behind it belongs to it.
+    strips: (bool, bool),
+}
+
+/// The bytes of every token: what generated ids mean as text.
+#[derive(Debug)]
+pub(super) struct Pieces {
+    bytes: Vec<u8>,
+    /// Where each token's bytes lie; empty for control tokens.
+    ranges: Vec<Range<usize>>,
+    /// The most bytes any token is written with, control tokens included.
+    longest: usize,
+    pub(super) rules: DecodeRules,
+}
+
+/// How bytes become text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DecodeRules {
+    /// The first space of a whole text is the tokenizer's own and is dropped (SentencePiece).
+    pub(super) strips_first_space: bool,
+    /// Bytes that are no UTF-8 give one replacement character each (byte fallback), not one for each broken sequence.
+    pub(super) one_replacement_per_byte: bool,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("tokens", &self.pieces.ranges.len())
+            .field("bos", &self.bos)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Reads tokenizer.json; `config` is tokenizer_config.json, `model_bos` what the model's configuration says.
+    pub(super) fn read(
+        file: &Path,
+        json: &[u8],
+        config: &Value,
+        model_bos: Option<u32>,
+    ) -> Result<Self, LoadError> {
+        let wrong = |reason: String| LoadError::File { path: PathBuf::from(file), reason };
+        let value: Value =
+            serde_json::from_slice(json).map_err(|error| wrong(format!("is not JSON: {error}")))?;
+        let speaking = tokenizers::Tokenizer::from_bytes(json)
+            .map_err(|error| wrong(format!("is no tokenizer: {error}")))?;
+        if speaking.get_vocab_size(false) == 0 {
+            return Err(wrong("has an empty vocabulary".into()));
+        }
+        let mut plain = speaking.clone();
+        plain.set_encode_special_tokens(true);
+        let mut specials: Vec<Special> = speaking
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, token)| token.special && !token.content.is_empty())
+            .map(|(id, token)| Special {
+                text: token.content,
+                id,
+                strips: (token.lstrip, token.rstrip),
+            })
+            .collect();
+        // The longest first, so that the first match at a place is the longest.
+        specials.sort_by(|a, b| b.text.len().cmp(&a.text.len()).then(a.id.cmp(&b.id)));
+        let pieces = Pieces::read(&speaking, &value).map_err(wrong)?;
+        let mut tokenizer = Tokenizer { speaking, plain, specials, pieces, bos: None };
+        tokenizer.bos = tokenizer.find_bos(config, model_bos);
+        Ok(tokenizer)
+    }
+
+    /// `add_bos_token` decides where it is stated; else whether the tokenizer's own post-processor adds one.
+    fn find_bos(&self, config: &Value, model_bos: Option<u32>) -> Option<u32> {
+        let named = self.named_id(config, "bos_token").or(model_bos);
+        match config.get("add_bos_token").and_then(Value::as_bool) {
+            Some(true) => named,
+            Some(false) => None,
+            None => {
+                let encoding = self.speaking.encode("", true).ok()?;
+                let first = encoding.get_ids().first().copied()?;
+                (named.is_none() || named == Some(first)).then_some(first)
+            }
+        }
+    }
+
+    /// The id of a token that tokenizer_config.json names by its text (`bos_token`, `eos_token`).
+    pub(super) fn named_id(&self, config: &Value, key: &str) -> Option<u32> {
+        self.speaking.token_to_id(&named_token(config, key)?)
+    }
+
+    /// One more than the highest id.
+    pub(super) fn vocab_size(&self) -> usize {
+        self.pieces.ranges.len()
+    }
+
+    /// The tokenizer underneath, for those who need its vocabulary.
+    pub(super) fn inner(&self) -> tokenizers::Tokenizer {
+        self.speaking.clone()
+    }
+
+    /// The bytes behind the ids.
+    pub(super) fn pieces(&self) -> &Pieces {
+        &self.pieces
+    }
+
+    /// A client's text to be continued: BOS where the model wants one, no control tokens.
+    pub(super) fn encode_text(&self, text: &str) -> Result<Vec<u32>, String> {
+        let ids = ids(&self.plain, text)?;
+        Ok(self.bos.into_iter().chain(ids).collect())
+    }
+
+    /// Text in which control tokens are meant: BOS in front unless the text brings it.
+    pub(super) fn encode_speaking(&self, text: &str) -> Result<Vec<u32>, String> {
+        Ok(self.with_bos(ids(&self.speaking, text)?))
+    }
+
+    /// What a chat template wrote, with the ranges that came from clients: control tokens only outside of those.
+    pub(super) fn encode_conversation(
+        &self,
+        text: &str,
+        client: &[Range<usize>],
+    ) -> Result<Vec<u32>, String> {
+        let found = self.find_specials(text, client);
+        let meant_only = !client.iter().any(|range| {
+            let inside = text.get(range.clone()).unwrap_or_default();
+            self.has_special(inside)
+        });
+        if meant_only
+            && found
+                .iter()
+                .map(|(range, _)| range)
+                .eq(self.find_specials(text, &[]).iter().map(|(range, _)| range))
+        {
+            return self.encode_speaking(text);
+        }
+        let (mut all, mut at) = (Vec::new(), 0);
+        for (range, special) in found {
+            let mut before = text.get(at..range.start).unwrap_or_default();
+            if special.strips.0 {
+                before = before.trim_end();
+            }
+            all.extend(ids(&self.plain, before)?);
+            all.push(special.id);
+            at = range.end;
+            if special.strips.1 {
+                let rest = text.get(at..).unwrap_or_default();
+                at += rest.len() - rest.trim_start().len();
+            }
+        }
+        all.extend(ids(&self.plain, text.get(at..).unwrap_or_default())?);
+        Ok(self.with_bos(all))
+    }
+
+    /// Whether the text of a control token stands anywhere in `text`.
+    pub(super) fn has_special(&self, text: &str) -> bool {
+        self.specials.iter().any(|special| text.contains(&special.text))
+    }
+
+    fn with_bos(&self, mut ids: Vec<u32>) -> Vec<u32> {
+        if let Some(bos) = self.bos
+            && ids.first() != Some(&bos)
+        {
+            ids.insert(0, bos);
+        }
+        ids
+    }
+
+    /// Control tokens in `text` that touch none of the given ranges, in order, the leftmost and longest first.
+    fn find_specials(&self, text: &str, outside: &[Range<usize>]) -> Vec<(Range<usize>, &Special)> {
+        let mut found = Vec::new();
+        let mut at = 0;
+        for (start, _) in text.char_indices() {
+            if start < at {
+                continue;
+            }
+            let rest = text.get(start..).unwrap_or_default();
+            let special = self.specials.iter().find(|special| {
+                let end = start + special.text.len();
+                rest.starts_with(&special.text)
+                    && outside.iter().all(|range| end <= range.start || range.end <= start)
+            });
+            if let Some(special) = special {
+                at = start + special.text.len();
+                found.push((start..at, special));
+            }
+        }
+        found
+    }
+}
+
+/// The text of a token that tokenizer_config.json names: a string, or an object with `content`.
+pub(super) fn named_token(config: &Value, key: &str) -> Option<String> {
+    let value = config.get(key)?;
+    value.as_str().or_else(|| value.get("content").and_then(Value::as_str)).map(str::to_owned)
+}
+
+fn ids(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, String> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    tokenizer
+        .encode_fast(text, false)
+        .map(|encoding| encoding.get_ids().to_vec())
+        .map_err(|error| error.to_string())
+}
+
+impl Pieces {
+    fn read(tokenizer: &tokenizers::Tokenizer, json: &Value) -> Result<Self, String> {
+        let decoder = json.get("decoder").unwrap_or(&Value::Null);
+        let (byte_level, byte_fallback) =
+            (has_type(decoder, "ByteLevel"), has_type(decoder, "ByteFallback"));
+        let metaspace = has_type(decoder, "Metaspace");
+        if !byte_level && !byte_fallback && !metaspace {
+            return Err("has a decoder that promptd does not know (it knows ByteLevel, ByteFallback and Metaspace)".into());
+        }
+        let added = tokenizer.get_added_tokens_decoder();
+        let map = byte_characters();
+        let highest = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize);
+        if highest > MAX_TOKENS {
+            return Err(format!(
+                "has the token id {highest}; {MAX_TOKENS} is the highest that promptd takes"
+            ));
+        }
+        let (mut bytes, mut ranges) = (Vec::new(), Vec::with_capacity(highest + 1));
+        let mut longest = added.values().map(|token| token.content.len()).max().unwrap_or(0);
+        for id in 0..=u32::try_from(highest).unwrap_or(u32::MAX) {
+            let start = bytes.len();
+            match (added.get(&id), tokenizer.id_to_token(id)) {
+                (Some(token), _) if token.special => {}
+                (Some(token), _) => bytes.extend_from_slice(token.content.as_bytes()),
+                (None, Some(text)) if byte_level => {
+                    bytes.extend(text.chars().flat_map(|c| byte_of(&map, c)))
+                }
+                (None, Some(text)) => match hex_byte(&text).filter(|_| byte_fallback) {
+                    Some(byte) => bytes.push(byte),
+                    // The lower one eighth block stands for a space in SentencePiece's vocabularies.
+                    None => bytes.extend_from_slice(text.replace('\u{2581}', " ").as_bytes()),
+                },
+                (None, None) => {}
+            }
+            longest = longest.max(bytes.len() - start);
+            ranges.push(start..bytes.len());
+        }
+        let rules = DecodeRules {
+            strips_first_space: metaspace || has_type(decoder, "Strip"),
+            one_replacement_per_byte: byte_fallback,
+        };
+        Ok(Pieces { bytes, ranges, longest, rules })
+    }
+
+    /// The most bytes a token is written with.
+    pub(super) fn longest(&self) -> usize {
+        self.longest
+    }
+
+    /// The bytes of a token; none for control tokens and unknown ids.
+    pub(super) fn bytes(&self, id: u32) -> &[u8] {
+        let range = usize::try_from(id).ok().and_then(|id| self.ranges.get(id)).cloned();
+        range.and_then(|range| self.bytes.get(range)).unwrap_or_default()
+    }
+}
+
+/// Ids above this would make tables of absurd size from a damaged tokenizer; the largest vocabularies have some 260,000.
+const MAX_TOKENS: usize = 2 << 20;
+
+fn has_type(decoder: &Value, name: &str) -> bool {
+    decoder.get("type").and_then(Value::as_str) == Some(name)
+        || decoder
+            .get("decoders")
+            .and_then(Value::as_array)
+            .is_some_and(|list| list.iter().any(|part| has_type(part, name)))
+}
+
+/// `<0x0A>` stands for the byte 10.
+fn hex_byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
+}
+
+/// GPT-2's way of writing bytes as printable characters: those that are printable stand for themselves, the others
+/// take the code points from 256 on, in order.
+fn byte_characters() -> Vec<(char, u8)> {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let mut next = 256;
+    let mut map: Vec<(char, u8)> = (0..=255)
+        .map(|byte| {
+            if printable(byte) {
+                return (char::from(byte), byte);
+            }
+            next += 1;
+            (char::from_u32(next - 1).unwrap_or('\u{fffd}'), byte)
+        })
+        .collect();
+    map.sort_unstable();
+    map
+}
+
+fn byte_of(map: &[(char, u8)], c: char) -> Vec<u8> {
+    match map.binary_search_by_key(&c, |(c, _)| *c) {
+        Ok(index) => vec![map[index].1],
+        // A token that was not written this way (added by hand): its own bytes.
+        Err(_) => c.to_string().into_bytes(),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::inference::test_material;
+    use serde_json::json;
+
+    /// A tiny SentencePiece-like tokenizer: bytes, a few letters, `<s>`, `</s>`.
+    pub(in crate::inference) fn tiny() -> Tokenizer {
+        let mut vocab = serde_json::Map::new();
+        for (id, token) in ["<unk>", "<s>", "</s>"].into_iter().enumerate() {
+            vocab.insert(token.into(), id.into());
+        }
+        for byte in 0..=255_u32 {
+            vocab.insert(format!("<0x{byte:02X}>"), (byte + 3).into());
+        }
+        for (index, letter) in "\u{2581}abcdefghijklmnopqrstuvwxyz<>/".chars().enumerate() {
+            vocab.insert(letter.to_string(), (259 + index).into());
+        }
+        let special = |id: u32, text: &str| json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+        let json = json!({"version": "1.0", "truncation": null, "padding": null,
+            "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+            "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"}]},
+            "pre_tokenizer": null, "post_processor": null,
+            "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "},
+                {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+            "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+                "vocab": vocab, "merges": []}});
+        let config = json!({"add_bos_token": true, "bos_token": "<s>"});
+        Tokenizer::read(Path::new("tokenizer.json"), json.to_string().as_bytes(), &config, None)
+            .unwrap()
+    }
+
+    #[test]
+    fn control_tokens_only_where_the_template_wrote_them() {
+        let tokenizer = tiny();
+        let text = "<s>a</s>b</s>";
+        let all = tokenizer.encode_speaking(text).unwrap();
+        assert_eq!(all.iter().filter(|id| **id == 2).count(), 2);
+        // The client wrote `a</s>b`.
+        let safe = tokenizer.encode_conversation(text, &[3..9]).unwrap();
+        assert_eq!(safe.iter().filter(|id| **id == 2).count(), 1);
+        assert_eq!(safe.first(), Some(&1));
+        assert_eq!(safe.last(), Some(&2));
+        // Half of it by the template, half by the client: still text.
+        let split = tokenizer.encode_conversation("<s>a</s>", &[3..6]).unwrap();
+        assert!(!split.contains(&2));
+        // Without such text it is the joint encoding.
+        assert_eq!(
+            tokenizer.encode_conversation("<s>ab</s>", &[3..5]).unwrap(),
+            tokenizer.encode_speaking("<s>ab</s>").unwrap()
+        );
+        assert!(!tokenizer.encode_text("</s>").unwrap().contains(&2));
+    }
+
+    #[test]
+    fn one_beginning() {
+        let tokenizer = tiny();
+        assert_eq!(tokenizer.encode_text("").unwrap(), [1]);
+        assert_eq!(tokenizer.encode_speaking("<s>").unwrap(), [1]);
+        assert_eq!(tokenizer.encode_speaking("").unwrap(), [1]);
+    }
+
+    #[test]
+    fn damage_is_named() {
+        let read = |json: &str| {
+            Tokenizer::read(Path::new("t.json"), json.as_bytes(), &Value::Null, None)
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(read("[1,2").contains("not JSON"));
+        assert!(read("{}").contains("no tokenizer"));
+    }
+
+    /// Ids by independent implementations, where they are at hand.
+    #[test]
+    fn ids_equal_the_reference() {
+        let Some(root) = test_material::root() else { return };
+        let folder = root.join("models/stories260k-genai-int4/tokenizer.json");
+        for (name, file) in [
+            ("stories260k-512", folder),
+            ("llama-32000", root.join("tokenizers/llama-32000.tokenizer.json")),
+            ("llama3", root.join("tokenizers/llama3.tokenizer.json")),
+            ("gpt2", root.join("tokenizers/gpt2.tokenizer.json")),
+            ("phi3-v", root.join("tokenizers/phi3-v.tokenizer.json")),
+        ] {
+            let json = std::fs::read(&file).unwrap();
+            let tokenizer =
+                Tokenizer::read(&file, &json, &json!({"add_bos_token": false}), None).unwrap();
+            let lines = test_material::lines(&format!("tokenizers/{name}.vectors.jsonl")).unwrap();
+            let (mut right, total) = (0, lines.len());
+            let mut wrong = Vec::new();
+            for line in lines {
+                let text = line["text"].as_str().unwrap();
+                let expected: Vec<u32> = serde_json::from_value(line["ids"].clone()).unwrap();
+                let got = tokenizer.encode_speaking(text).unwrap();
+                if got == expected {
+                    right += 1
+                } else {
+                    wrong.push(format!("{text:?}: {got:?}, expected {expected:?}"))
+                }
+            }
+            println!("{name}: {right}/{total} {:?}", wrong.first());
+            assert!(wrong.is_empty(), "{name}: {right} of {total} equal; {}", wrong.join("\n"));
+        }
+    }
+}
