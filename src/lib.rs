@@ -15,8 +15,15 @@
 //! | [`daemon`] | wires it all together |
 //! | [`cli`] | the commands |
 
+pub mod cli;
+pub mod daemon;
 pub mod engine;
 pub mod inference;
+pub mod mqtt;
 pub mod request;
 pub mod scheduler;
+pub mod settings;
+pub mod socket;
+pub mod systemd;
+pub mod telemetry;
 pub mod wire;

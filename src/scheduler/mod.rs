@@ -5,6 +5,8 @@ mod actor;
 mod core;
 mod queue;
 mod rates;
+#[doc(hidden)]
+pub mod scripted;
 mod status;
 mod ticket;
 

@@ -1,1 +1,135 @@
-//! The JSON that both doors speak.
+//! The JSON that both doors speak, and profiles. No HTTP, no MQTT and no I/O here.
+//!
+//! Three kinds of request are read by one reader: promptd's own ([`parse_ask`], plain text or JSON, over MQTT and the
+//! line socket), OpenAI's chat ([`parse_chat`]) and OpenAI's completion ([`parse_completion`]). What is read is checked
+//! here once: types, ranges, and that no field is unknown, so that a typing error is never ignored silently. A `null`
+//! counts as absent, and where a key stands twice in one object the last one counts, as JSON readers commonly do.
+//!
+//! docs/protocol.md tells clients what they can rely on.
+
+mod answer;
+mod ask;
+mod fields;
+mod generation;
+mod known;
+mod limits;
+mod messages;
+mod names;
+mod profile;
+mod status;
+
+use crate::request::{Code, Constraint, Identity, Refusal, Submission};
+
+pub use answer::{Answer, error_object, progress_object, stream_end, stream_piece};
+pub(crate) use answer::{milliseconds, numbers as refusal_numbers, rounded};
+pub use ask::{parse_ask, parse_chat, parse_completion};
+pub use limits::Limits;
+pub use names::check_id;
+pub use profile::{Profile, Profiles};
+pub use status::status_object;
+
+/// The version of promptd's own JSON, in requests and answers.
+pub const PROTOCOL: u64 = 1;
+
+/// What a request is read against.
+#[derive(Clone, Debug)]
+pub struct Context<'a> {
+    /// The profiles the operator wrote.
+    pub profiles: &'a Profiles,
+    /// How large things may be.
+    pub limits: &'a Limits,
+    /// Who asks, as far as the door knows.
+    pub identity: Identity,
+}
+
+/// A request as it was read: the part for the scheduler, and the part for the door.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// What goes to the scheduler.
+    pub submission: Submission,
+    /// The asker's own id, echoed in the answer.
+    pub id: Option<String>,
+    /// Whether the answer is wanted piece by piece.
+    pub stream: bool,
+    /// Whether a streamed OpenAI answer ends with a chunk that holds the usage.
+    pub include_usage: bool,
+    /// The profile that was used.
+    pub profile: Option<String>,
+    /// The form of the answer's payload.
+    pub format: AnswerFormat,
+    /// The most bytes one message of the answer may have.
+    pub max_bytes: Option<usize>,
+    /// The MQTT topic the asker wants the answer on.
+    pub reply_to: Option<String>,
+    /// The model as the asker named it.
+    pub echo_model: Option<String>,
+}
+
+impl Asked {
+    /// Whether the answer is JSON by constraint, so that it can stand in the answer as a value too.
+    pub fn is_json(&self) -> bool {
+        matches!(
+            self.submission.request.constraint,
+            Constraint::JsonObject | Constraint::JsonSchema(_)
+        )
+    }
+
+    /// Whether the model that is served is the one that was asked for. `default` and `promptd` mean whichever it is,
+    /// and so does a request that names none. While no model is known yet every name passes: the scheduler answers
+    /// `model_loading` then.
+    ///
+    /// # Errors
+    /// `not_found`, naming both.
+    pub fn check_model(&self, served: Option<&str>) -> Result<(), Refusal> {
+        let (Some(asked), Some(served)) = (self.echo_model.as_deref(), served) else {
+            return Ok(());
+        };
+        if asked == served || asked == "default" || asked == "promptd" {
+            return Ok(());
+        }
+        let asked = names::shown(asked);
+        let message = format!(
+            "there is no model {asked} here; this promptd serves `{served}`, also called `default`"
+        );
+        Err(Refusal::new(Code::NotFound, message).with_param("model"))
+    }
+}
+
+/// The form of an answer's payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AnswerFormat {
+    /// The answer object.
+    #[default]
+    Json,
+    /// Only the text.
+    Text,
+}
+
+/// A request that could not be read, with what could be read of it, so that the refusal finds its way back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AskError {
+    /// What was wrong.
+    pub refusal: Box<Refusal>,
+    /// The asker's own id.
+    pub id: Option<String>,
+    /// The MQTT topic the asker wants the answer on.
+    pub reply_to: Option<String>,
+}
+
+impl std::fmt::Display for AskError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the request cannot be read")
+    }
+}
+
+impl std::error::Error for AskError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&*self.refusal)
+    }
+}
+
+impl From<Refusal> for AskError {
+    fn from(refusal: Refusal) -> Self {
+        AskError { refusal: Box::new(refusal), id: None, reply_to: None }
+    }
+}

@@ -1,7 +1,26 @@
 //! The integration tests: one binary, a module per subject.
+//!
+//! `#[cfg(test)]` tells clippy that helpers are tests too, where `unwrap` and `panic!` are the right words.
 
+#[cfg(test)]
+mod cli;
+#[cfg(test)]
 mod inference;
+#[cfg(test)]
+mod lines;
+#[cfg(test)]
+mod mqtt;
+#[cfg(test)]
+mod mqtt_faults;
 #[cfg(test)]
 mod scheduler;
 #[cfg(test)]
+mod socket;
+#[cfg(test)]
+mod socket_bind;
+#[cfg(test)]
+mod socket_misuse;
+#[cfg(test)]
 mod support;
+#[cfg(test)]
+mod walls;

@@ -1,0 +1,47 @@
+# The verbs of this repository. `make demo` and `make test` need nothing set up by hand.
+#
+#   make demo    fetch, build, start a broker and promptd, ask the demo model by every door
+#   make build   target/release/promptd and the libonnxruntime it needs
+#   make test    every test
+#   make check   formatting, lints, documentation, licences and sources of dependencies
+#   make eval-demo   the figures of models/demo/README.md, measured through promptd
+
+CARGO ?= cargo
+PYTHON ?= python3
+# Where Cargo builds; the library lies beside the binaries, where they look for it.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: demo build test check eval-demo runtime broker clean help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+build: runtime
+	$(CARGO) build --release --locked
+
+runtime:
+	@$(PYTHON) cross/fetch-onnxruntime.py $(TARGET)/onnxruntime
+
+broker:
+	@sh tests/support/install-mosquitto.sh
+
+demo: build broker
+	@$(PYTHON) tests/demo.py --promptd $(TARGET)/release/promptd
+
+test: runtime broker
+	$(CARGO) test --locked
+
+check:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; \
+	else echo "cargo-deny is not installed (cargo install cargo-deny --locked): licences not checked"; fi
+
+eval-demo: build
+	$(PYTHON) tests/with_promptd.py --promptd $(TARGET)/release/promptd -- $(PYTHON) models/demo/train/evaluate.py --socket {socket}
+	$(PYTHON) tests/with_promptd.py --promptd $(TARGET)/release/promptd -- \
+		$(PYTHON) models/demo/train/evaluate.py --socket {socket} --schema models/demo/command.schema.json
+
+clean:
+	$(CARGO) clean

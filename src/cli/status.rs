@@ -1,0 +1,165 @@
+//! `promptd status`: how the running service is, for people or as JSON.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::{Map, Value};
+
+use super::args::Status;
+use super::http::{Client, Trouble};
+use super::world::clean;
+use super::{World, exit, socket_path};
+
+/// Asks the service how it is, and prints it.
+pub async fn run(args: Status) -> ExitCode {
+    World::real(async |world| ExitCode::from(run_in(args, world).await)).await
+}
+
+/// The same in a given world; returns the exit code.
+pub async fn run_in(args: Status, world: &mut World<'_>) -> u8 {
+    let socket = socket_path(args.socket, world.environment);
+    match Box::pin(show(&socket, args.json, world)).await {
+        Ok(code) => code,
+        Err(trouble) => {
+            world.complain(&trouble);
+            trouble.exit_code()
+        }
+    }
+}
+
+async fn show(socket: &Path, as_json: bool, world: &mut World<'_>) -> Result<u8, Trouble> {
+    let client = Client { socket };
+    let (_, version) = client.json("/version", None).await?;
+    let (_, status) = client.json("/health/ready", None).await?;
+    let Some(state) = status.get("state").and_then(Value::as_str) else {
+        return Err(client.strange("/health/ready names no state".to_owned()));
+    };
+    let code = match state {
+        "ready" => exit::OK,
+        "model_failed" => exit::FAILURE,
+        _ => exit::LATER,
+    };
+    let text = if as_json {
+        let mut object = Map::new();
+        object.insert("version".into(), version.get("version").cloned().unwrap_or_default());
+        object.insert("socket".into(), socket.display().to_string().into());
+        object.extend(status.as_object().cloned().unwrap_or_default());
+        format!("{}\n", Value::Object(object))
+    } else {
+        table(&version, socket, &status)
+    };
+    world.print(&text).map_err(Trouble::Output)?;
+    Ok(code)
+}
+
+/// The status for people.
+fn table(version: &Value, socket: &Path, status: &Value) -> String {
+    let at = |path: &str| words(status.pointer(path).unwrap_or(&Value::Null));
+    let mut rows: Vec<(&str, String)> = Vec::new();
+    let state = match (status.pointer("/stage"), status.pointer("/message")) {
+        (Some(stage), _) => format!("{}: {}", at("/state"), words(stage)),
+        (_, Some(message)) => format!("{}: {}", at("/state"), words(message)),
+        _ => at("/state"),
+    };
+    rows.push(("state", state));
+    if let Some(model) = status.get("model") {
+        let chat =
+            if model.get("chat") == Some(&Value::Bool(true)) { "chat" } else { "no chat template" };
+        let (name, architecture, context) =
+            (at("/model/name"), at("/model/architecture"), at("/model/context"));
+        rows.push((
+            "model",
+            format!("{name} ({architecture}, {context} tokens of context, {chat})"),
+        ));
+        let (runtime, provider) = (at("/model/runtime_version"), at("/model/provider"));
+        let (threads, ms) = (at("/model/threads"), at("/model/load_ms"));
+        rows.push((
+            "runtime",
+            format!("ONNX Runtime {runtime} on {provider}, {threads} threads, loaded in {ms} ms"),
+        ));
+    }
+    rows.push((
+        "queue",
+        format!("{} waiting, {} possible", at("/queue/waiting"), at("/queue/limit")),
+    ));
+    let running = at("/slots/running");
+    rows.push((
+        "running",
+        status
+            .pointer("/slots/total")
+            .filter(|total| !total.is_null())
+            .map_or_else(|| running.clone(), |total| format!("{running} of {}", words(total))),
+    ));
+    let pid = status.get("engine_pid").filter(|pid| !pid.is_null());
+    let engine = pid.map_or_else(|| "none".to_owned(), |pid| format!("process {}", words(pid)));
+    rows.push(("engine", format!("{engine}, restarted {} times", at("/counters/engine_restarts"))));
+    let refused =
+        status.pointer("/counters/refused").and_then(Value::as_object).cloned().unwrap_or_default();
+    let refused: String =
+        refused.iter().fold(String::new(), |all, (code, n)| format!("{all}, {} {code}", words(n)));
+    rows.push((
+        "prompts",
+        format!(
+            "{} accepted, {} finished{refused}",
+            at("/counters/accepted"),
+            at("/counters/finished")
+        ),
+    ));
+    let (read, cached) = (at("/counters/prompt_tokens"), at("/counters/cached_tokens"));
+    rows.push((
+        "tokens",
+        format!(
+            "{read} read ({cached} of them cached), {} written",
+            at("/counters/completion_tokens")
+        ),
+    ));
+
+    let version = words(version.get("version").unwrap_or(&Value::Null));
+    let mut text = format!("promptd {version} at {}\n", socket.display());
+    for (name, value) in rows {
+        // Writing into a String cannot fail.
+        let _ = writeln!(text, "  {name:<8} {value}");
+    }
+    text
+}
+
+fn words(value: &Value) -> String {
+    value
+        .as_str()
+        .map_or_else(|| if value.is_null() { "?".to_owned() } else { value.to_string() }, clean)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_table() {
+        let version = json!({"version": "0.1.0"});
+        let status = json!({
+            "state": "ready",
+            "model": {"name": "demo", "architecture": "llama", "context": 512, "chat": true, "runtime_version": "1.24.0",
+                "provider": "CPU", "threads": 4, "load_ms": 80},
+            "queue": {"waiting": 0, "limit": 32}, "slots": {"running": 1, "total": 2}, "engine_pid": 7,
+            "counters": {"accepted": 3, "finished": 1, "refused": {"busy": 1}, "prompt_tokens": 40, "cached_tokens": 8,
+                "completion_tokens": 9, "engine_restarts": 0},
+        });
+        assert_eq!(
+            table(&version, Path::new("/run/s"), &status),
+            "promptd 0.1.0 at /run/s\n  state    ready\n  model    demo (llama, 512 tokens of context, chat)\n  \
+             runtime  ONNX Runtime 1.24.0 on CPU, 4 threads, loaded in 80 ms\n  queue    0 waiting, 32 possible\n  \
+             running  1 of 2\n  engine   process 7, restarted 0 times\n  prompts  3 accepted, 1 finished, 1 busy\n  \
+             tokens   40 read (8 of them cached), 9 written\n"
+        );
+        let loading = table(
+            &version,
+            Path::new("/run/s"),
+            &json!({"state": "loading", "stage": "loading the weights"}),
+        );
+        assert!(loading.contains("state    loading: loading the weights\n"), "{loading}");
+        assert!(loading.contains("engine   none"), "{loading}");
+    }
+}

@@ -1,0 +1,367 @@
+//! The wiring of `promptd serve`: the order in which the rooms are born, how they are told to end, and what is left when they have.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::engine::client::{self, SpawnConfig};
+use crate::engine::frames::{LoadRequest, VERSION};
+use crate::mqtt;
+use crate::scheduler::{self, Scheduler, State, Status};
+use crate::settings::{self, Settings};
+use crate::socket::{self, App};
+use crate::systemd::ServiceManager;
+use crate::wire;
+
+/// After the last answer is known, the doors get this long to hand it over before they are closed on it.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Why `promptd serve` could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The state directory cannot be used.
+    #[error("cannot use the state directory `{}` (`state.dir`)", path.display())]
+    StateDir {
+        /// Which directory.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Somebody else uses the state directory.
+    #[error("the state directory `{}` is used by another promptd; give each its own `state.dir`", .0.display())]
+    StateTaken(PathBuf),
+    /// A socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] socket::BindError),
+    /// A value of the configuration is wrong in a way that only its room knows.
+    #[error("configuration: {0}")]
+    Settings(String),
+    /// The system does not give what every process gets.
+    #[error("cannot set up the service")]
+    System(#[source] std::io::Error),
+}
+
+impl DaemonError {
+    /// Whether the configuration has to be mended before another start makes sense.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, DaemonError::Settings(_))
+    }
+}
+
+/// Runs the service until SIGTERM or Ctrl-C.
+///
+/// # Errors
+/// [`DaemonError`]: what has to be there before the doors can open is not. Whatever happens later (an engine that dies, a
+/// broker that is gone, a model that cannot be loaded) is reported by the open doors instead.
+pub fn run(settings: &Settings, surroundings: Surroundings) -> Result<(), DaemonError> {
+    let plan = Plan::new(settings, surroundings)?;
+    let _state = settings.state.dir.as_deref().map(lock_state).transpose()?;
+    // One thread: the service moves bytes, and the board's cores belong to the model.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(DaemonError::System)?;
+    let served = runtime.block_on(serve(plan));
+    // A blocking call that hangs (a name look-up) must not keep the process alive.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served
+}
+
+/// What the process was started with.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// promptd's own file, which is its engine too.
+    pub program: PathBuf,
+    /// The environment; the engine gets the part of it that is not the service's alone.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
+/// The rooms' own configurations, made from the settings before anything is started.
+struct Plan {
+    engine: SpawnConfig,
+    scheduler: scheduler::Config,
+    sockets: socket::Config,
+    mqtt: Option<mqtt::Config>,
+    profiles: Arc<wire::Profiles>,
+    limits: wire::Limits,
+    node: String,
+    grace: Duration,
+}
+
+impl Plan {
+    fn new(settings: &Settings, surroundings: Surroundings) -> Result<Plan, DaemonError> {
+        let Surroundings { program, environment } = surroundings;
+        let limits = wire::Limits {
+            payload_bytes: usize::try_from(settings.limits.payload_bytes).unwrap_or(usize::MAX),
+            ..wire::Limits::default()
+        };
+        let profiles = wire::Profiles(settings.profiles.clone());
+        profiles.check(&limits).map_err(|(name, refusal)| {
+            let key = refusal.param.as_deref().unwrap_or_default();
+            DaemonError::Settings(format!("`profiles.{name}.{key}`: {}", refusal.message))
+        })?;
+        let load = LoadRequest {
+            version: VERSION,
+            model: settings.model.path.clone(),
+            library: library(settings, &program, &environment),
+            threads: settings.runtime.threads,
+            slots: settings.model.slots,
+            context: settings.model.context,
+        };
+        let sockets = settings.socket.clone().unwrap_or_default();
+        let node = settings.mqtt.as_ref().and_then(|mqtt| mqtt.node.clone()).unwrap_or_else(host_name);
+        Ok(Plan {
+            engine: SpawnConfig::new(program, environment, load),
+            scheduler: scheduler::Config { queue_limit: settings.queue.limit.into() },
+            sockets: socket::Config { path: sockets.path, lines_path: sockets.lines_path, ..Default::default() },
+            mqtt: settings.mqtt.as_ref().map(|mqtt| mqtt_config(mqtt, &node)).transpose()?,
+            profiles: Arc::new(profiles),
+            limits,
+            node,
+            grace: Duration::from_secs(settings.shutdown.grace_seconds.into()),
+        })
+    }
+}
+
+async fn serve(plan: Plan) -> Result<(), DaemonError> {
+    let manager = ServiceManager::from_environment();
+    let mut signals = Signals::new().map_err(DaemonError::System)?;
+    let bind = |path: &Option<PathBuf>| path.as_deref().map(|path| socket::bind(path, plan.sockets.mode)).transpose();
+    let (http, lines) = (bind(&plan.sockets.path)?, bind(&plan.sockets.lines_path)?);
+
+    let port = client::supervise(plan.engine);
+    let (scheduler, actor) = Scheduler::start(plan.scheduler, port);
+    let (stop, stopping) = watch::channel(false);
+    let (leave, leaving) = watch::channel(false);
+    let app = App::new(scheduler.clone(), Arc::clone(&plan.profiles), plan.limits.clone(), Some(plan.node.clone()));
+    let app = Arc::new(app);
+    let (mut sockets, mut broker) = (JoinSet::new(), JoinSet::new());
+    if let Some(bound) = http {
+        sockets.spawn(socket::serve(bound, Arc::clone(&app), told(stopping.clone())));
+    }
+    if let Some(bound) = lines {
+        sockets.spawn(socket::serve_lines(bound, app, told(stopping)));
+    }
+    if let Some(config) = plan.mqtt {
+        let facts = mqtt::Facts {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            profiles: plan.profiles,
+            limits: plan.limits,
+        };
+        let door = mqtt::serve(config, scheduler.clone(), facts, leaving);
+        broker.spawn(async move {
+            if let Err(error) = door.await {
+                tracing::error!(%error, "the MQTT door stays closed");
+            }
+        });
+    }
+    manager.ready(&sentence(&scheduler.status().borrow()));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = plan.node, "the doors are open");
+
+    watch_over(manager, scheduler.status(), &mut signals).await;
+    manager.stopping(plan.grace + 3 * FAREWELL);
+    tracing::info!(grace_seconds = plan.grace.as_secs(), "stopping: accepted prompts may end");
+    scheduler.drain().await;
+    // The receivers live in the doors; a door that has ended already does not mind.
+    let _ = stop.send(true);
+    finish(&scheduler, &mut sockets, plan.grace, &mut signals).await;
+    let _ = leave.send(true);
+    if tokio::time::timeout(FAREWELL, all_closed(&mut broker)).await.is_err() {
+        tracing::warn!("the broker did not take the goodbye in time");
+    }
+    // The scheduler ends when the last handle is gone, and takes the engine with it.
+    sockets.shutdown().await;
+    broker.shutdown().await;
+    drop(scheduler);
+    if tokio::time::timeout(FAREWELL, actor).await.is_err() {
+        tracing::warn!("the engine did not end in time");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Tells the service manager how things are until somebody wants the service to end.
+async fn watch_over(manager: ServiceManager, mut status: watch::Receiver<Status>, signals: &mut Signals) {
+    let beat = manager.watchdog_interval().unwrap_or(Duration::from_secs(3600));
+    let mut beats = tokio::time::interval(beat);
+    let mut said = State::default();
+    loop {
+        tokio::select! {
+            () = signals.next() => return,
+            _ = beats.tick() => manager.alive(),
+            changed = status.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let status = status.borrow_and_update().clone();
+                if status.state != said {
+                    said = status.state.clone();
+                    announce(&status);
+                    manager.status(&sentence(&status));
+                }
+            }
+        }
+    }
+}
+
+/// Waits until accepted prompts have ended and the sockets have handed their answers over: first as long as they may
+/// take, then a moment to say that the rest was cancelled.
+async fn finish(scheduler: &Scheduler, sockets: &mut JoinSet<()>, grace: Duration, signals: &mut Signals) {
+    let mut status = scheduler.status();
+    let mut ended = async |sockets: &mut JoinSet<()>| {
+        let _ = status.wait_for(Status::is_idle).await;
+        all_closed(sockets).await;
+    };
+    tokio::select! {
+        () = ended(sockets) => return,
+        () = tokio::time::sleep(grace) => tracing::warn!("the grace time is over: the rest is cancelled"),
+        () = signals.next() => tracing::warn!("told to stop again: the rest is cancelled"),
+    }
+    scheduler.cancel_all().await;
+    if tokio::time::timeout(FAREWELL, ended(sockets)).await.is_err() {
+        tracing::warn!("not every client could be told");
+    }
+}
+
+async fn all_closed(doors: &mut JoinSet<()>) {
+    while let Some(ended) = doors.join_next().await {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            tracing::error!(%error, "a door fell; please report this");
+        }
+    }
+}
+
+/// Ends when the service is told to stop.
+async fn told(mut stopping: watch::Receiver<bool>) {
+    // An error means that the sender is gone, and then it is over as well.
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// The state in a log line, once for each change.
+fn announce(status: &Status) {
+    match &status.state {
+        State::Ready => {
+            if let Some(model) = &status.model {
+                tracing::info!(
+                    model = model.name,
+                    context = model.context,
+                    slots = model.slots,
+                    threads = model.threads,
+                    onnxruntime = model.runtime_version,
+                    provider = model.provider,
+                    load_ms = model.load_ms,
+                    "the model answers"
+                );
+            }
+        }
+        State::ModelFailed(refusal) => tracing::error!("{}", refusal.message),
+        State::Loading(stage) => tracing::debug!(stage = stage.as_str(), "loading"),
+        State::Draining => {}
+    }
+}
+
+/// The state for `systemctl status`.
+fn sentence(status: &Status) -> String {
+    match &status.state {
+        State::Loading(stage) => format!("loading: {}", stage.as_str()),
+        State::Ready => {
+            let name = status.model.as_ref().map_or("", |model| model.name.as_str());
+            format!("answering with {name}")
+        }
+        State::ModelFailed(refusal) => format!("no model: {}", refusal.message),
+        State::Draining => "stopping".to_owned(),
+    }
+}
+
+/// SIGTERM and Ctrl-C.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Makes the state directory promptd's own: only its user may look inside, and one promptd at a time may use it.
+fn lock_state(path: &Path) -> Result<File, DaemonError> {
+    let failed = |source| DaemonError::StateDir { path: path.to_owned(), source };
+    let mut builder = std::fs::DirBuilder::new();
+    std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700);
+    builder.create(path).map_err(failed)?;
+    let lock = File::create(path.join("lock")).map_err(failed)?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(Errno::WOULDBLOCK) => Err(DaemonError::StateTaken(path.to_owned())),
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+/// The library as the settings, the environment or the search path name it. Where none is found the engine is given the
+/// place that `make build` or a package puts it, so that it is taken as soon as it is there.
+fn library(settings: &Settings, program: &Path, environment: &[(OsString, OsString)]) -> PathBuf {
+    let variable = environment.iter().find(|(name, _)| name == "ORT_DYLIB_PATH").map(|(_, value)| value);
+    let configured = settings.runtime.library.as_deref();
+    let located = settings::find_library(configured, variable.and_then(|value| value.to_str()), program);
+    match located {
+        Ok(located) => {
+            tracing::debug!(library = %located.path.display(), chosen_by = located.chosen_by, "libonnxruntime");
+            located.path
+        }
+        Err(message) => {
+            tracing::warn!("{message}");
+            settings::expected_library(program)
+        }
+    }
+}
+
+/// The MQTT door's configuration: address, names and password.
+fn mqtt_config(mqtt: &settings::Mqtt, node: &str) -> Result<mqtt::Config, DaemonError> {
+    let wrong = |key: &str, error: &dyn std::fmt::Display| DaemonError::Settings(format!("`mqtt.{key}`: {error}"));
+    let broker = mqtt::BrokerUrl::parse(&mqtt.url).map_err(|error| wrong("url", &error))?;
+    let password = mqtt.password_file.as_deref().map(first_line).transpose();
+    let config = mqtt::Config {
+        username: mqtt.username.clone(),
+        password: password.map_err(|error| wrong("password_file", &error))?,
+        base_topic: mqtt.base_topic.clone(),
+        client_id: mqtt.client_id.clone(),
+        keep_alive: Duration::from_secs(mqtt.keep_alive_seconds.into()),
+        reply_prefixes: mqtt.reply_prefixes.clone(),
+        restrict_response_topics: mqtt.restrict_response_topics,
+        ..mqtt::Config::new(broker, node)
+    };
+    config.check().map_err(|error| DaemonError::Settings(format!("`mqtt`: {error}")))?;
+    Ok(config)
+}
+
+/// The first line of a file, as editors leave a line end behind a password.
+fn first_line(path: &Path) -> Result<String, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("`{}`: {error}", path.display()))?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// The board's name for topics: the host name's first label, in lower case, with what no topic level may have left out.
+fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+    let first = name.split('.').next().unwrap_or_default();
+    let slug: String = first.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
+    if slug.is_empty() { "board".to_owned() } else { slug }
+}

@@ -1,0 +1,546 @@
+//! The one task that owns the door's state: connection, outbox, ledger and prompts. It never waits for anything but
+//! the next thing that happens.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tracing::{debug, error, warn};
+
+use super::client::{CONNECT_TIMEOUT, Client, OFFLINE, Options, Welcome};
+use super::ledger::Ledger;
+use super::link::{self, Event};
+use super::message::{Delivery, Publication};
+use super::outbox::{Next, Outbox, Owner};
+use super::prompt::{Numbered, Report};
+use super::reply::{self, Address, Allowed, Form};
+use super::topic::Topics;
+use super::{Config, ConfigError, Facts};
+use crate::request::{Code, Refusal};
+use crate::scheduler::{Scheduler, Status};
+use crate::wire::{Answer, PROTOCOL, progress_object, status_object, stream_end, stream_piece};
+
+/// Events between the connection and the door. Few, because a message may have a megabyte.
+const EVENTS: usize = 16;
+/// Reports between the prompts and the door; a prompt waits when it is full.
+const REPORTS: usize = 64;
+/// The status is published at most this often.
+const STATUS_EVERY: Duration = Duration::from_millis(500);
+/// A broker that lets promptd in but not listen is asked again after this long, over a new connection.
+const SUBSCRIBE_AGAIN: Duration = Duration::from_secs(60);
+/// How long an answer is worth delivering whose asker set no deadline: as long as the broker keeps a session.
+const ANSWER_WANTED: Duration = Duration::from_secs(3600);
+/// How long a refusal is worth delivering.
+const REFUSAL_WANTED: Duration = Duration::from_secs(60);
+/// How often old answers are forgotten while nothing else happens.
+const TIDY_EVERY: Duration = Duration::from_secs(60);
+
+/// Runs the door; returns after the goodbye.
+pub(crate) async fn run(
+    config: &Config,
+    scheduler: Scheduler,
+    facts: Facts,
+    mut shutdown: watch::Receiver<bool>,
+) -> Result<(), ConfigError> {
+    let mut door = Door::new(config, scheduler, facts)?;
+    let options = Options {
+        host: config.broker.host.clone(),
+        port: config.broker.port,
+        login: config.login(),
+        client_id: config.client_id(),
+        keep_alive: config.keep_alive,
+        payload_bytes: door.facts.limits.payload_bytes,
+        will_topic: door.topics.availability(),
+    };
+    let (sender, mut events) = mpsc::channel(EVENTS);
+    let link = tokio::spawn(link::run(options, sender, chance));
+    loop {
+        let wake = tokio::time::Instant::from_std(door.wake());
+        tokio::select! {
+            // An error means that the sender is gone: whoever started the door is gone too.
+            _ = shutdown.wait_for(|stop| *stop) => break,
+            Some(event) = events.recv() => door.event(event, Instant::now()),
+            Some((number, report)) = door.reports.1.recv() => door.report(number, report, Instant::now()),
+            Some(ended) = door.tasks.join_next_with_id(), if !door.tasks.is_empty() => door.task_ended(ended, Instant::now()),
+            Ok(()) = door.status.changed() => door.status_dirty = true,
+            () = tokio::time::sleep_until(wake) => {}
+        }
+        door.upkeep(Instant::now());
+    }
+    door.goodbye(&mut events).await;
+    end(link, events).await;
+    Ok(())
+}
+
+/// Lets the connection end by itself, but not for long.
+async fn end(link: JoinHandle<()>, events: mpsc::Receiver<Event>) {
+    let abort = link.abort_handle();
+    let mut events = events;
+    let drained = async {
+        while events.recv().await.is_some() {}
+        let _ = link.await;
+    };
+    if tokio::time::timeout(Duration::from_secs(1), drained).await.is_err() {
+        abort.abort();
+    }
+}
+
+/// A number from 0 to 1. Where the system has no randomness to give, the wait is the longest one.
+fn chance() -> f64 {
+    getrandom::u32().map_or(1.0, |number| f64::from(number) / f64::from(u32::MAX))
+}
+
+/// A connection that is up.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) epoch: u64,
+    pub(super) client: Client,
+    max_packet: usize,
+    subscribed: bool,
+    subscribe_again: Option<Instant>,
+}
+
+/// What the door knows of a prompt in work.
+#[derive(Debug)]
+pub(super) struct Prompt {
+    pub(super) to: Address,
+    pub(super) form: Form,
+    pub(super) id: Option<String>,
+    pub(super) is_json: bool,
+    pub(super) stream: bool,
+    /// The level in the topics of its stream: the asker's id, or promptd's number once there is one.
+    pub(super) level: Option<String>,
+    pub(super) seq: u64,
+    /// After this nobody wants the answer.
+    pub(super) until: Option<Instant>,
+    pub(super) task: AbortHandle,
+    /// Dropping it cancels the prompt.
+    pub(super) stop: Option<oneshot::Sender<()>>,
+}
+
+pub(super) struct Door {
+    pub(super) topics: Topics,
+    pub(super) node: String,
+    pub(super) allowed: Allowed,
+    pub(super) facts: Facts,
+    pub(super) scheduler: Scheduler,
+    pub(super) status: watch::Receiver<Status>,
+    pub(super) ledger: Ledger,
+    pub(super) outbox: Outbox,
+    pub(super) connection: Option<Connection>,
+    pub(super) prompts: BTreeMap<u64, Prompt>,
+    pub(super) tasks: JoinSet<()>,
+    pub(super) reports: (mpsc::Sender<Numbered>, mpsc::Receiver<Numbered>),
+    pub(super) leaving: bool,
+    pub(super) said_retained: bool,
+    acks: VecDeque<Delivery>,
+    status_dirty: bool,
+    status_last: Option<(Instant, String)>,
+    info_last: Option<String>,
+    tidied: Instant,
+}
+
+impl Door {
+    fn new(config: &Config, scheduler: Scheduler, facts: Facts) -> Result<Door, ConfigError> {
+        Ok(Door {
+            topics: Topics::new(&config.base_topic, &config.node)?,
+            node: config.node.clone(),
+            allowed: Allowed {
+                prefixes: config.reply_prefixes.clone(),
+                restrict_response_topics: config.restrict_response_topics,
+            },
+            facts,
+            status: scheduler.status(),
+            scheduler,
+            ledger: Ledger::default(),
+            outbox: Outbox::default(),
+            connection: None,
+            prompts: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            reports: mpsc::channel(REPORTS),
+            leaving: false,
+            said_retained: false,
+            acks: VecDeque::new(),
+            status_dirty: false,
+            status_last: None,
+            info_last: None,
+            tidied: Instant::now(),
+        })
+    }
+
+    /// When something has to be done that nothing else brings about.
+    fn wake(&self) -> Instant {
+        let status = self.status_last.as_ref().filter(|_| self.status_dirty && self.is_listening());
+        let status = status.map(|(last, _)| *last + STATUS_EVERY);
+        let again = self.connection.as_ref().and_then(|connection| connection.subscribe_again);
+        // A full queue of the library empties by itself; nothing tells when.
+        let retry = (!self.acks.is_empty()).then(|| Instant::now() + Duration::from_millis(100));
+        let tidy = Some(self.tidied + TIDY_EVERY);
+        [status, again, retry, tidy, self.outbox.next_expiry()]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(self.tidied)
+    }
+
+    /// What is done after everything that happened.
+    pub(super) fn upkeep(&mut self, now: Instant) {
+        for done in self.outbox.expire(now) {
+            debug!(
+                topic = done.topic,
+                "an answer waited for the broker until nobody wanted it any more"
+            );
+            self.done(&done.owner, now);
+        }
+        if self.tidied + TIDY_EVERY <= now {
+            self.tidied = now;
+            self.ledger.forget(now);
+        }
+        if let Some(connection) = &mut self.connection
+            && connection.subscribe_again.is_some_and(|at| at <= now)
+        {
+            connection.subscribe_again = None;
+            connection.client.abandon();
+        }
+        if self.status_dirty && self.is_listening() {
+            self.publish_status(now);
+        }
+        self.send_waiting(now);
+        self.acknowledge_waiting();
+    }
+
+    fn is_listening(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.subscribed)
+    }
+
+    /// Something happened on the connection.
+    pub(super) fn event(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Up { epoch, client, welcome } => self.up(epoch, client, &welcome),
+            Event::Subscribed(result) => self.subscribed(result, now),
+            Event::Message(message) => self.message(message, now),
+            Event::Useless { packet } => {
+                let epoch = self.connection.as_ref().map(|connection| connection.epoch);
+                if let Some(epoch) = epoch.filter(|_| packet > 0) {
+                    self.acks.push_back(Delivery { epoch, packet });
+                }
+            }
+            Event::Sent { packet } => self.outbox.sent(packet),
+            Event::Acknowledged { packet, refused } => {
+                let Some(done) = self.outbox.acknowledged(packet) else { return };
+                if let Some(reason) = refused {
+                    warn!(
+                        topic = done.topic,
+                        reason, "the broker did not take a message; its access rules may forbid it"
+                    );
+                }
+                self.done(&done.owner, now);
+            }
+            Event::Down => {
+                self.connection = None;
+                self.outbox.disconnected();
+                // The broker sends what was not acknowledged again, under new numbers.
+                self.acks.clear();
+            }
+        }
+    }
+
+    fn up(&mut self, epoch: u64, client: Client, welcome: &Welcome) {
+        // The queue of a new connection is empty, so the subscription has room.
+        if client.subscribe(&self.topics.subscriptions()).is_err() {
+            error!("the MQTT library took no subscription on a new connection; this is a bug");
+        }
+        self.outbox.connected(welcome.window, welcome.max_packet);
+        let max_packet = welcome.max_packet;
+        // A broker that never answers the subscription is as deaf as one that refuses it.
+        let subscribe_again = Some(Instant::now() + CONNECT_TIMEOUT);
+        self.connection =
+            Some(Connection { epoch, client, max_packet, subscribed: false, subscribe_again });
+    }
+
+    fn subscribed(&mut self, result: Result<(), String>, now: Instant) {
+        let Some(connection) = &mut self.connection else { return };
+        match result {
+            Ok(()) => {
+                connection.subscribed = true;
+                connection.subscribe_again = None;
+                // In this order: whoever sees `online` finds the rest.
+                self.info_last = None;
+                self.status_last = None;
+                self.publish_status(now);
+                self.publish_state(self.topics.availability(), "online".to_owned(), None);
+            }
+            Err(reason) => {
+                let topics = self.topics.subscriptions().join(" and ");
+                error!(
+                    reason,
+                    topics,
+                    "the broker does not let promptd listen; its access rules have to allow this user these topics"
+                );
+                connection.subscribe_again = Some(now + SUBSCRIBE_AGAIN);
+            }
+        }
+    }
+
+    /// A message of the outbox is with the broker, or never will be.
+    pub(super) fn done(&mut self, owner: &Owner, now: Instant) {
+        if let Owner::Answer(number) = owner {
+            let deliveries = self.ledger.delivered(*number, now);
+            self.acks.extend(deliveries);
+        }
+    }
+
+    /// Acknowledges a message that needs no answer.
+    pub(super) fn acknowledge(&mut self, delivery: Option<Delivery>) {
+        self.acks.extend(delivery);
+    }
+
+    fn acknowledge_waiting(&mut self) {
+        let Some(connection) = &self.connection else { return };
+        while let Some(ack) = self.acks.front() {
+            if ack.epoch == connection.epoch && connection.client.acknowledge(ack.packet).is_err() {
+                return;
+            }
+            self.acks.pop_front();
+        }
+    }
+
+    fn send_waiting(&mut self, now: Instant) {
+        let Some(client) = self.connection.as_ref().map(|connection| connection.client.clone())
+        else {
+            return;
+        };
+        while let Some(next) = self.outbox.next() {
+            match next {
+                Next::Send(publication, until) => {
+                    let expiry = until.map(|until| until.saturating_duration_since(now));
+                    if client.publish(publication, expiry).is_err() {
+                        return;
+                    }
+                    self.outbox.handed();
+                }
+                Next::TooLarge(owner, publication) => self.too_large(&owner, publication, now),
+            }
+        }
+    }
+
+    /// Publishing it would end the connection, and again on the next one: the asker is told instead.
+    fn too_large(&mut self, owner: &Owner, publication: Publication, now: Instant) {
+        let (have, most) =
+            (publication.weight(), self.connection.as_ref().map_or(0, |c| c.max_packet));
+        warn!(
+            topic = publication.topic,
+            bytes = have,
+            limit = most,
+            "a message is larger than the broker takes"
+        );
+        let Owner::Answer(number) = owner else { return };
+        let message =
+            "the answer is larger than the broker takes; ask for it in parts with `max_bytes`";
+        let number_of = |bytes| u64::try_from(bytes).unwrap_or(u64::MAX);
+        let refusal = Refusal::new(Code::PayloadTooLarge, message)
+            .with_limit(number_of(most), number_of(have));
+        let to = Address { topic: publication.topic, correlation: publication.correlation };
+        let error = reply::refusal(&to, Form::default(), self.ledger.id(*number), &refusal);
+        if error.weight() > most {
+            self.done(owner, now);
+        } else {
+            self.outbox.push(owner.clone(), error, Some(now + REFUSAL_WANTED));
+        }
+    }
+
+    fn publish_status(&mut self, now: Instant) {
+        if self.status_last.as_ref().is_some_and(|(last, _)| now < *last + STATUS_EVERY) {
+            return;
+        }
+        self.status_dirty = false;
+        let status = self.status.borrow_and_update().clone();
+        let info = self.info(&status);
+        if self.info_last.as_ref() != Some(&info) {
+            self.info_last = Some(info.clone());
+            self.publish_state(self.topics.info(), info, Some("application/json"));
+        }
+        let text = status_object(&status).to_string();
+        if self.status_last.as_ref().is_some_and(|(_, last)| *last == text) {
+            return;
+        }
+        self.status_last = Some((now, text.clone()));
+        self.publish_state(self.topics.status(), text, Some("application/json"));
+    }
+
+    fn info(&self, status: &Status) -> String {
+        let limits = &self.facts.limits;
+        let model = status.model.as_ref();
+        serde_json::json!({
+            "version": self.facts.version, "protocol": PROTOCOL, "node": self.node, "mqtt": 5,
+            "model": model.map(|model| &model.name),
+            "profiles": self.facts.profiles.names().collect::<Vec<_>>(),
+            "limits": {
+                "payload_bytes": limits.payload_bytes, "messages": limits.messages, "stop": limits.stop_strings,
+                "context": model.map(|model| model.context), "slots": model.map(|model| model.slots),
+                "queue": status.queue_limit,
+            },
+        })
+        .to_string()
+    }
+
+    pub(super) fn publish_state(
+        &mut self,
+        topic: String,
+        text: String,
+        content_type: Option<&'static str>,
+    ) {
+        let publication = Publication {
+            topic,
+            payload: text.into(),
+            retain: true,
+            content_type,
+            ..Publication::default()
+        };
+        self.outbox.push(Owner::State, publication, None);
+    }
+
+    /// Publishes `offline`, as the broker would if promptd vanished.
+    pub(super) fn publish_offline(&mut self) {
+        self.publish_state(self.topics.availability(), OFFLINE.to_owned(), None);
+    }
+
+    /// Something happened to a prompt.
+    pub(super) fn report(&mut self, number: u64, report: Report, now: Instant) {
+        match report {
+            Report::Accepted(id) => {
+                self.ledger.accepted(number, id);
+                let Some(prompt) = self.prompts.get_mut(&number) else { return };
+                prompt.level.get_or_insert_with(|| id.to_string());
+                // Without an id of its own the answer names promptd's, which the stream's topic has.
+                if prompt.stream && prompt.id.is_none() {
+                    prompt.id = Some(id.to_string());
+                }
+                self.progress(number, None);
+            }
+            Report::Progress(event) => self.progress(number, Some(&event)),
+            Report::Piece(text) => self.stream(number, |seq| stream_piece(None, seq, &text)),
+            Report::Ended(result) => self.ended(number, result, now),
+        }
+    }
+
+    fn progress(&self, number: u64, event: Option<&crate::request::Event>) {
+        let Some(prompt) = self.prompts.get(&number).filter(|prompt| prompt.stream) else { return };
+        if let (Some(level), Some(object)) = (&prompt.level, progress_object(None, event)) {
+            self.tell(&Publication::json(self.topics.progress(level), &object));
+        }
+    }
+
+    fn stream(&mut self, number: u64, object: impl FnOnce(u64) -> serde_json::Value) {
+        let Some(prompt) = self.prompts.get_mut(&number).filter(|prompt| prompt.stream) else {
+            return;
+        };
+        let Some(level) = prompt.level.clone() else { return };
+        let object = object(prompt.seq);
+        prompt.seq += 1;
+        self.tell(&Publication::json(self.topics.stream(&level), &object));
+    }
+
+    /// Publishes what may be lost; the numbers in it show that it was.
+    fn tell(&self, publication: &Publication) {
+        if let Some(connection) = &self.connection
+            && publication.weight() <= connection.max_packet
+            && connection.client.tell(publication).is_err()
+        {
+            debug!(
+                topic = publication.topic,
+                "a piece of a stream was left out: the broker is too slow"
+            );
+        }
+    }
+
+    fn ended(
+        &mut self,
+        number: u64,
+        result: Result<(String, crate::request::Finish), Refusal>,
+        now: Instant,
+    ) {
+        self.stream(number, |seq| stream_end(None, seq, result.as_ref().err()));
+        let Some(prompt) = self.prompts.remove(&number) else { return };
+        let (messages, ok, until) = match result {
+            Ok((text, finish)) => {
+                let model = self
+                    .status
+                    .borrow()
+                    .model
+                    .as_ref()
+                    .map(|model| model.name.clone())
+                    .unwrap_or_default();
+                let answer = Answer {
+                    id: prompt.id.as_deref(),
+                    text: &text,
+                    is_json: prompt.is_json,
+                    finish: &finish,
+                    model: &model,
+                    node: Some(&self.node),
+                };
+                let until = prompt.until.unwrap_or(now + ANSWER_WANTED);
+                (reply::answer(&prompt.to, prompt.form, &answer), true, until)
+            }
+            // The next start gets it again and answers it.
+            Err(refusal)
+                if self.leaving
+                    && is_of_leaving(refusal.code)
+                    && self.ledger.can_come_again(number) =>
+            {
+                return self.ledger.hand_back(number);
+            }
+            Err(refusal) => {
+                let message =
+                    reply::refusal(&prompt.to, prompt.form, prompt.id.as_deref(), &refusal);
+                (vec![message], false, now + REFUSAL_WANTED)
+            }
+        };
+        self.answer(number, messages, ok, until);
+    }
+
+    /// Publishes the final messages of a prompt.
+    pub(super) fn answer(
+        &mut self,
+        number: u64,
+        messages: Vec<Publication>,
+        ok: bool,
+        until: Instant,
+    ) {
+        self.ledger.answering(number, messages.clone(), ok);
+        for message in messages {
+            self.outbox.push(Owner::Answer(number), message, Some(until));
+        }
+    }
+
+    /// A prompt's task is over; if it panicked, its prompt still needs an end.
+    fn task_ended(
+        &mut self,
+        ended: Result<(tokio::task::Id, ()), tokio::task::JoinError>,
+        now: Instant,
+    ) {
+        let Err(failed) = ended else { return };
+        if failed.is_cancelled() {
+            return;
+        }
+        error!("a prompt's task panicked; this is a bug");
+        let number = self
+            .prompts
+            .iter()
+            .find(|(_, prompt)| prompt.task.id() == failed.id())
+            .map(|(number, _)| *number);
+        if let Some(number) = number {
+            let refusal = Refusal::new(
+                Code::Internal,
+                "promptd made a mistake with this prompt; its log has more",
+            );
+            self.ended(number, Err(refusal), now);
+        }
+    }
+}
+
+/// The codes that a prompt may end with because promptd stops.
+fn is_of_leaving(code: Code) -> bool {
+    matches!(code, Code::Internal | Code::Cancelled | Code::Busy)
+}

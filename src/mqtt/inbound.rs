@@ -1,0 +1,301 @@
+//! What the door does with a message: a prompt is answered, refused, or found to be known; a cancel stops prompts.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::sync::oneshot;
+use tracing::{debug, warn};
+
+use super::door::{Door, Prompt};
+use super::ledger::{Key, Known};
+use super::message::{Message, Publication};
+use super::prompt;
+use super::reply::{self, Address, Form, Wishes};
+use super::topic::{self, Inbound};
+use crate::request::{Code, Identity, Refusal};
+use crate::scheduler::State;
+use crate::wire::{AskError, Asked, Context, parse_ask};
+
+/// How long a refusal or a repeated answer is worth delivering.
+const REFUSAL_WANTED: Duration = Duration::from_secs(60);
+/// When it is worth asking again if the door itself is full.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// The most bytes of a cancel: an id, and some room.
+const MAX_CANCEL_BYTES: usize = 4096;
+
+/// What is known of a request before it is a prompt.
+struct Arrival<'a> {
+    message: &'a Message,
+    to: Address,
+    id: Option<&'a str>,
+    key: Key,
+}
+
+impl Door {
+    /// A message came.
+    pub(super) fn message(&mut self, message: Message, now: Instant) {
+        let topics = self.topics.clone();
+        match topics.parse(&message.topic) {
+            None => self.acknowledge(message.delivery),
+            Some(_) if message.retained => {
+                if !std::mem::replace(&mut self.said_retained, true) {
+                    warn!(
+                        topic = message.topic.escape_debug().to_string(),
+                        "a retained message is no prompt: publish without the retain flag, and delete the retained one"
+                    );
+                }
+                self.acknowledge(message.delivery);
+            }
+            Some(Inbound::Cancel) => {
+                self.cancel(&message.payload);
+                self.acknowledge(message.delivery);
+            }
+            // This is how a retained message is deleted.
+            Some(Inbound::Ask(_))
+                if message.payload.is_empty() && message.response_topic.is_none() =>
+            {
+                self.acknowledge(message.delivery);
+            }
+            // Over before it came; whoever asked does not listen any more.
+            Some(Inbound::Ask(_)) if message.expiry == Some(Duration::ZERO) => {
+                self.acknowledge(message.delivery)
+            }
+            Some(Inbound::Ask(profile)) => self.ask(&message, profile, now),
+        }
+    }
+
+    fn ask(&mut self, message: &Message, profile: Option<&str>, now: Instant) {
+        let read = self.read(message, profile);
+        let (id, reply_to) = match &read {
+            Ok(asked) => (asked.id.as_deref(), asked.reply_to.as_deref()),
+            Err(error) => (error.id.as_deref(), error.reply_to.as_deref()),
+        };
+        let (response_topic, correlation) =
+            (message.response_topic.as_deref(), message.correlation.as_ref());
+        let (to, unusable) = reply::address(
+            &self.topics,
+            &self.allowed,
+            &Wishes { response_topic, correlation, reply_to, id },
+        );
+        let key = Key::new(&to.topic, correlation, id, &message.topic, &message.payload);
+        let arrival = Arrival { message, to, id, key };
+        match self.ledger.lookup(&arrival.key, message.delivery, message.again) {
+            Known::InWork => return debug!("a prompt in work was delivered again"),
+            Known::Answered { answer, ok } => return self.finish_now(&arrival, answer, ok, now),
+            Known::New => {}
+        }
+        let form = read.as_ref().map_or(Form::default(), |asked| Form {
+            format: asked.format,
+            max_bytes: asked.max_bytes,
+        });
+        let asked = match (unusable, &read) {
+            (Some(refusal), _) => return self.refuse(&arrival, form, &refusal, now),
+            (None, Err(error)) => return self.refuse(&arrival, form, &error.refusal, now),
+            (None, Ok(asked)) => asked,
+        };
+        // While promptd stops, the broker keeps what it can send again.
+        let stopping = self.leaving || self.status.borrow().state == State::Draining;
+        if stopping && message.delivery.is_some() {
+            return;
+        }
+        if let Err(refusal) = self.admit(asked) {
+            return self.refuse(&arrival, form, &refusal, now);
+        }
+        self.start(&arrival, form, asked.clone(), now);
+    }
+
+    /// Reads a request. The content type decides where it is given; otherwise the first character does.
+    fn read(&self, message: &Message, profile: Option<&str>) -> Result<Asked, AskError> {
+        let context = Context {
+            profiles: &self.facts.profiles,
+            limits: &self.facts.limits,
+            identity: Identity("mqtt".to_owned()),
+        };
+        let kind = message.content_type.as_deref().unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        match kind.as_str() {
+            "application/cbor" => {
+                let text = "prompts in CBOR are not supported; send application/json or text/plain";
+                Err(Refusal::new(Code::Unsupported, text).into())
+            }
+            // Text that begins with `{` is text all the same.
+            "text/plain" if message.payload.trim_ascii_start().first() == Some(&b'{') => {
+                match std::str::from_utf8(&message.payload) {
+                    Ok(text) if text.len() <= self.facts.limits.payload_bytes => {
+                        let object = serde_json::json!({ "prompt": text }).to_string();
+                        // The quotes and escapes are ours; they do not count against the asker.
+                        let mut limits = self.facts.limits.clone();
+                        limits.payload_bytes = limits.payload_bytes.max(object.len());
+                        parse_ask(
+                            object.as_bytes(),
+                            profile,
+                            &Context { limits: &limits, ..context },
+                        )
+                    }
+                    _ => parse_ask(&message.payload, profile, &context),
+                }
+            }
+            _ => parse_ask(&message.payload, profile, &context),
+        }
+    }
+
+    fn admit(&self, asked: &Asked) -> Result<(), Refusal> {
+        {
+            let status = self.status.borrow();
+            asked.check_model(status.model.as_ref().map(|model| model.name.as_str()))?;
+        }
+        if self.ledger.has_room() && self.outbox.has_room(self.ledger.working()) {
+            return Ok(());
+        }
+        let message = "as many prompts wait as this board takes over MQTT";
+        Err(Refusal::new(Code::Busy, message).with_retry_after(RETRY_AFTER))
+    }
+
+    fn start(&mut self, arrival: &Arrival<'_>, form: Form, asked: Asked, now: Instant) {
+        let is_json = asked.is_json();
+        let mut submission = asked.submission;
+        submission.identity = identity(&self.topics.answer(None), arrival);
+        submission.timeout =
+            [submission.timeout, arrival.message.expiry].into_iter().flatten().min();
+        let until = submission.timeout.map(|timeout| now + timeout);
+        let number =
+            self.ledger.open(arrival.key.clone(), arrival.message.delivery, asked.id.clone());
+        let (stop, stopped) = oneshot::channel();
+        let work = prompt::run(
+            number,
+            self.scheduler.clone(),
+            submission,
+            asked.stream,
+            (self.reports.0.clone(), stopped),
+        );
+        let task = self.tasks.spawn(work);
+        let level = asked.id.clone().filter(|id| topic::is_id(id));
+        let to = arrival.to.clone();
+        let prompt = Prompt {
+            to,
+            form,
+            id: asked.id,
+            is_json,
+            stream: asked.stream,
+            level,
+            seq: 0,
+            until,
+            task,
+            stop: Some(stop),
+        };
+        self.prompts.insert(number, prompt);
+    }
+
+    fn refuse(&mut self, arrival: &Arrival<'_>, form: Form, refusal: &Refusal, now: Instant) {
+        let message = reply::refusal(&arrival.to, form, arrival.id, refusal);
+        self.finish_now(arrival, vec![message], false, now);
+    }
+
+    /// Publishes an answer that needs no work.
+    fn finish_now(
+        &mut self,
+        arrival: &Arrival<'_>,
+        messages: Vec<Publication>,
+        ok: bool,
+        now: Instant,
+    ) {
+        let promised = self.ledger.working() + messages.len().saturating_sub(1);
+        if !messages.iter().all(|message| self.outbox.has_room_for(message, promised)) {
+            // The broker gives faster than it takes: answers that were promised go before refusals.
+            debug!("a refusal or repeated answer was left out: the broker takes no more");
+            return self.acknowledge(arrival.message.delivery);
+        }
+        let id = arrival.id.map(str::to_owned);
+        let number = self.ledger.open(arrival.key.clone(), arrival.message.delivery, id);
+        self.answer(number, messages, ok, now + REFUSAL_WANTED);
+    }
+
+    /// Stops prompts. There is no answer to a cancel: the prompts it stops end with `cancelled`.
+    fn cancel(&mut self, payload: &[u8]) {
+        let numbers = match cancelled(payload) {
+            Err(why) => return debug!(why, "a cancel that cannot be read"),
+            // Those that came over MQTT: what somebody asked at the socket is not a device's to stop.
+            Ok(Cancelled::All) => self.prompts.keys().copied().collect(),
+            Ok(Cancelled::Id(id)) => self.ledger.named(&id),
+        };
+        for number in numbers {
+            if let Some(prompt) = self.prompts.get_mut(&number) {
+                prompt.stop = None;
+            }
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Cancelled {
+    All,
+    Id(String),
+}
+
+fn cancelled(payload: &[u8]) -> Result<Cancelled, &'static str> {
+    if payload.len() > MAX_CANCEL_BYTES {
+        return Err("it is longer than 4096 bytes");
+    }
+    let Ok(Value::Object(object)) = serde_json::from_slice(payload) else {
+        return Err("it is no JSON object; write {\"id\":\"…\"} or {\"all\":true}");
+    };
+    match (object.get("id"), object.get("all")) {
+        (Some(Value::String(id)), None | Some(Value::Bool(false))) => Ok(Cancelled::Id(id.clone())),
+        (None, Some(Value::Bool(true))) => Ok(Cancelled::All),
+        _ => Err("it has neither \"id\" nor \"all\":true"),
+    }
+}
+
+/// Who asks. MQTT does not tell; but clients have a level of their own in the topics they are answered on, or begin
+/// their ids with their name.
+fn identity(own_answer: &str, arrival: &Arrival<'_>) -> Identity {
+    let topic = arrival.to.topic.as_str();
+    let name = if topic::is_under(topic, own_answer) {
+        arrival.id.and_then(|id| id.split_once([':', '.']).map(|(name, _)| name))
+    } else {
+        topic.trim_start_matches('/').split('/').next()
+    };
+    Identity(name.map_or("mqtt".to_owned(), |name| format!("mqtt:{name}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cancels() {
+        assert_eq!(cancelled(br#"{"id":"a"}"#), Ok(Cancelled::Id("a".into())));
+        assert_eq!(cancelled(br#"{"all":true}"#), Ok(Cancelled::All));
+        for bad in [
+            "",
+            "a",
+            "[]",
+            "{}",
+            r#"{"all":false}"#,
+            r#"{"id":1}"#,
+            r#"{"id":"a","all":true}"#,
+            r#"{"all":1}"#,
+        ] {
+            assert!(cancelled(bad.as_bytes()).is_err(), "{bad}");
+        }
+        assert!(cancelled(&[b' '; MAX_CANCEL_BYTES + 1]).is_err());
+    }
+
+    #[test]
+    fn identities() {
+        let message = Message::default();
+        let table = [
+            ("esp32-7/llm", None, "mqtt:esp32-7"),
+            ("/esp32-7/llm", Some("x"), "mqtt:esp32-7"),
+            ("promptd/n/answer/esp32-7:42", Some("esp32-7:42"), "mqtt:esp32-7"),
+            ("promptd/n/answer/42", Some("42"), "mqtt"),
+            ("promptd/n/answer", None, "mqtt"),
+        ];
+        for (topic, id, want) in table {
+            let to = Address { topic: topic.to_owned(), correlation: None };
+            let arrival =
+                Arrival { message: &message, to, id, key: Key::new("", None, None, "", b"") };
+            assert_eq!(identity("promptd/n/answer", &arrival).0, want, "{topic}");
+        }
+    }
+}

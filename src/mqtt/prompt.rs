@@ -1,0 +1,200 @@
+//! One prompt's way through the scheduler, as a task that reports to the door. Knows no topic.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use crate::request::{Code, Event, Finish, PromptId, Refusal, Submission};
+use crate::scheduler::Scheduler;
+
+/// Pieces of a streamed answer that come faster than this are put together: a broker and its clients gain nothing from
+/// twenty messages a second for each reader.
+const PIECE_EVERY: Duration = Duration::from_millis(100);
+/// How often it is told how far the reading of a prompt is.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+/// What happened to a prompt.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// The scheduler took it.
+    Accepted(PromptId),
+    /// The model reads it or begins to write.
+    Progress(Event),
+    /// The next piece of text.
+    Piece(String),
+    /// It is over: the whole text, or why there is none.
+    Ended(Result<(String, Finish), Refusal>),
+}
+
+/// What a report is about.
+pub(crate) type Numbered = (u64, Report);
+
+/// Sends a prompt to the scheduler and reports until it ends; `Ended` comes exactly once. `stop` (or its being
+/// dropped) cancels the prompt.
+pub(crate) async fn run(
+    number: u64,
+    scheduler: Scheduler,
+    submission: Submission,
+    stream: bool,
+    (reports, stop): (mpsc::Sender<Numbered>, oneshot::Receiver<()>),
+) {
+    let work = Work { number, stream, reports: &reports };
+    // Dropping the ticket is what cancels.
+    let result = tokio::select! {
+        result = work.through(&scheduler, submission) => result,
+        _ = stop => Err(Refusal::new(Code::Cancelled, "the prompt was cancelled")),
+    };
+    // A door that is gone has nobody to tell.
+    let _ = reports.send((number, Report::Ended(result))).await;
+}
+
+struct Work<'a> {
+    number: u64,
+    stream: bool,
+    reports: &'a mpsc::Sender<Numbered>,
+}
+
+impl Work<'_> {
+    async fn report(&self, report: Report) {
+        let _ = self.reports.send((self.number, report)).await;
+    }
+
+    async fn through(
+        &self,
+        scheduler: &Scheduler,
+        submission: Submission,
+    ) -> Result<(String, Finish), Refusal> {
+        let mut ticket = scheduler.submit(submission).await?;
+        self.report(Report::Accepted(ticket.id())).await;
+        let mut text = String::new();
+        let mut pieces = Pieces::default();
+        let mut progress = Progress::default();
+        loop {
+            let event = tokio::select! {
+                event = ticket.next() => event,
+                () = sleep_until(pieces.due.unwrap_or_else(Instant::now)), if pieces.due.is_some() => {
+                    if let Some(piece) = pieces.take(Instant::now()) {
+                        self.report(Report::Piece(piece)).await;
+                    }
+                    continue;
+                }
+            };
+            if self.stream
+                && let Some(event) =
+                    event.as_ref().filter(|event| progress.is_news(event, Instant::now()))
+            {
+                self.report(Report::Progress(event.clone())).await;
+            }
+            match event {
+                Some(Event::Prefill { .. }) => {}
+                Some(Event::Delta { text: piece, .. }) => {
+                    text.push_str(&piece);
+                    if self.stream
+                        && let Some(piece) = pieces.add(&piece, Instant::now())
+                    {
+                        self.report(Report::Piece(piece)).await;
+                    }
+                }
+                Some(Event::Finished(finish)) => {
+                    if let Some(piece) = pieces.take(Instant::now()) {
+                        self.report(Report::Piece(piece)).await;
+                    }
+                    return Ok((text, finish));
+                }
+                Some(Event::Failed(refusal)) => return Err(refusal),
+                None => {
+                    return Err(Refusal::new(Code::Internal, "the prompt ended without an answer"));
+                }
+            }
+        }
+    }
+}
+
+/// Puts pieces together that come quickly.
+#[derive(Debug, Default)]
+struct Pieces {
+    waiting: String,
+    last: Option<Instant>,
+    due: Option<Instant>,
+}
+
+impl Pieces {
+    /// Adds a piece; gives what is to be sent now.
+    fn add(&mut self, piece: &str, now: Instant) -> Option<String> {
+        self.waiting.push_str(piece);
+        let at = self.last.map_or(now, |last| last + PIECE_EVERY);
+        if at <= now {
+            return self.take(now);
+        }
+        self.due = (!self.waiting.is_empty()).then_some(at);
+        None
+    }
+
+    /// Gives all that waits.
+    fn take(&mut self, now: Instant) -> Option<String> {
+        self.due = None;
+        if self.waiting.is_empty() {
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.waiting))
+    }
+}
+
+/// Keeps progress to what is news.
+#[derive(Debug, Default)]
+struct Progress {
+    last: Option<Instant>,
+    decoding: bool,
+}
+
+impl Progress {
+    fn is_news(&mut self, event: &Event, now: Instant) -> bool {
+        match event {
+            Event::Prefill { done, total } => {
+                let news =
+                    done == total || self.last.is_none_or(|last| now >= last + PROGRESS_EVERY);
+                if news {
+                    self.last = Some(now);
+                }
+                news
+            }
+            Event::Delta { .. } => !std::mem::replace(&mut self.decoding, true),
+            Event::Finished(_) | Event::Failed(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quick_pieces_go_together() {
+        let (mut pieces, start) = (Pieces::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(pieces.add("a", at(0)).as_deref(), Some("a"));
+        assert_eq!(pieces.add("b", at(10)), None);
+        assert_eq!(pieces.add("c", at(90)), None);
+        assert_eq!(pieces.due, Some(at(100)));
+        assert_eq!(pieces.take(at(100)).as_deref(), Some("bc"));
+        assert_eq!((pieces.due, pieces.take(at(101))), (None, None));
+        assert_eq!(pieces.add("", at(150)), None);
+        assert_eq!(pieces.due, None);
+        assert_eq!(pieces.add("d", at(300)).as_deref(), Some("d"));
+    }
+
+    #[test]
+    fn progress_is_told_now_and_then() {
+        let (mut progress, start) = (Progress::default(), Instant::now());
+        let prefill = |done| Event::Prefill { done, total: 9 };
+        let delta = Event::Delta { text: String::new(), tokens: vec![1] };
+        assert!(progress.is_news(&prefill(1), start));
+        assert!(!progress.is_news(&prefill(2), start + PROGRESS_EVERY / 2));
+        assert!(progress.is_news(&prefill(3), start + PROGRESS_EVERY));
+        assert!(progress.is_news(&prefill(9), start + PROGRESS_EVERY));
+        assert!(progress.is_news(&delta, start));
+        assert!(!progress.is_news(&delta, start));
+    }
+}

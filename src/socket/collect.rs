@@ -1,0 +1,26 @@
+//! Waits for a whole answer.
+
+use crate::request::{Code, Event, Finish, Refusal};
+use crate::scheduler::Ticket;
+
+/// The answer's whole text and how it ended. Dropping the future cancels the prompt.
+pub(super) async fn whole(mut ticket: Ticket) -> Result<(String, Finish), Refusal> {
+    let mut text = String::new();
+    loop {
+        match ticket.next().await {
+            Some(Event::Prefill { .. }) => {}
+            Some(Event::Delta { text: piece, .. }) => text.push_str(&piece),
+            Some(Event::Finished(finish)) => return Ok((text, finish)),
+            Some(Event::Failed(refusal)) => return Err(refusal),
+            None => return Err(lost()),
+        }
+    }
+}
+
+/// What is said of a prompt whose events ended without a final one: only a scheduler that is gone leaves that behind.
+pub(super) fn lost() -> Refusal {
+    Refusal::new(
+        Code::Internal,
+        "promptd stopped before the answer was whole; ask again when it is back",
+    )
+}

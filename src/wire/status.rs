@@ -1,0 +1,71 @@
+//! Writes the service's state as JSON: the same object on MQTT's `status` topic, on the socket and in `promptd status`.
+
+use serde_json::{Map, Value, json};
+
+use super::answer::numbers;
+use crate::scheduler::{State, Status};
+
+/// The state, the model, the queue and the counters.
+pub fn status_object(status: &Status) -> Value {
+    let mut object = Map::new();
+    object.insert("state".into(), status.state.as_str().into());
+    match &status.state {
+        State::Loading(stage) => {
+            object.insert("stage".into(), stage.as_str().into());
+        }
+        State::ModelFailed(refusal) => {
+            object.insert("code".into(), refusal.code.as_str().into());
+            object.insert("message".into(), refusal.message.as_str().into());
+            object.extend(numbers(refusal));
+        }
+        State::Ready | State::Draining => {}
+    }
+    if let Some(model) = &status.model {
+        object.insert(
+            "model".into(),
+            json!({
+                "name": model.name, "architecture": model.architecture, "context": model.context,
+                "vocab_size": model.vocab_size, "chat": model.chat, "provider": model.provider,
+                "runtime_version": model.runtime_version, "threads": model.threads, "load_ms": model.load_ms,
+            }),
+        );
+    }
+    object.insert("queue".into(), json!({"waiting": status.waiting, "limit": status.queue_limit}));
+    let slots = status.model.as_ref().map(|model| model.slots);
+    object.insert("slots".into(), json!({"running": status.running, "total": slots}));
+    object.insert("engine_pid".into(), status.engine_pid.into());
+    let counters = &status.counters;
+    object.insert(
+        "counters".into(),
+        json!({
+            "accepted": counters.accepted, "finished": counters.finished, "refused": counters.refused,
+            "prompt_tokens": counters.prompt_tokens, "cached_tokens": counters.cached_tokens,
+            "completion_tokens": counters.completion_tokens, "engine_restarts": counters.engine_restarts,
+        }),
+    );
+    Value::Object(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{Code, Refusal};
+
+    #[test]
+    fn states() {
+        let loading = status_object(&Status::default());
+        assert_eq!(
+            (&loading["state"], &loading["stage"]),
+            (&json!("loading"), &json!("opening libonnxruntime"))
+        );
+        let refusal = Refusal::new(Code::ModelFailed, "no such folder");
+        let failed =
+            status_object(&Status { state: State::ModelFailed(refusal), ..Status::default() });
+        assert_eq!(
+            (&failed["code"], &failed["message"]),
+            (&json!("model_failed"), &json!("no such folder"))
+        );
+        let ready = status_object(&Status { state: State::Ready, waiting: 2, ..Status::default() });
+        assert_eq!((&ready["state"], &ready["queue"]["waiting"]), (&json!("ready"), &json!(2)));
+    }
+}

@@ -1,0 +1,100 @@
+//! The engine is killed while it answers: the stream goes on in a new engine, and nobody can tell from the text.
+
+use serde_json::{Value, json};
+
+use crate::support::service::{Plan, Service, signal};
+use crate::support::{http, wait_for};
+
+/// A prompt whose answer is long enough to be interrupted, and the answer undisturbed.
+fn long_request(service: &Service, sampling: &Value) -> (Value, String) {
+    let mut body = json!({"prompt": "kitchen light: on\ngarage door: open\n", "max_tokens": 300, "seed": 7});
+    body.as_object_mut().unwrap().extend(sampling.as_object().unwrap().clone());
+    let answer = http::post(&service.socket(), "/v1/completions", &body);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let text = answer.json()["choices"][0]["text"].as_str().unwrap().to_owned();
+    assert!(text.chars().count() > 100, "too short to be interrupted: {text:?}");
+    body["stream"] = json!(true);
+    (body, text)
+}
+
+fn killed_in_mid_stream(sampling: &Value) {
+    let service = Service::start(&Plan::demo()).ready();
+    let (body, undisturbed) = long_request(&service, sampling);
+    let first_engine = service.engine_pid().expect("an engine");
+
+    let mut events = http::stream(&service.socket(), "/v1/completions", &body);
+    let mut text = String::new();
+    for event in events.by_ref().take(10) {
+        text.push_str(event["choices"][0]["text"].as_str().unwrap_or(""));
+    }
+    signal(first_engine, "KILL");
+    let (rest, finish) = http::collect(events);
+    assert_eq!(text + &rest, undisturbed);
+    assert_eq!(finish.as_deref(), Some("length"));
+
+    let second_engine = wait_for("the second engine", || service.engine_pid());
+    assert_ne!(first_engine, second_engine);
+    let metrics = http::get(&service.socket(), "/metrics").body;
+    assert!(metrics.contains("promptd_engine_restarts_total 1"), "{metrics}");
+}
+
+#[test]
+fn a_greedy_stream_survives_kill_9() {
+    killed_in_mid_stream(&json!({"temperature": 0}));
+}
+
+#[test]
+fn a_sampled_stream_survives_kill_9() {
+    killed_in_mid_stream(&json!({"temperature": 1.0, "top_p": 0.95}));
+}
+
+#[test]
+fn a_prompt_that_was_there_when_two_engines_died_is_given_up() {
+    let service = Service::start(&Plan::demo()).ready();
+    let (body, _) = long_request(&service, &json!({"temperature": 0}));
+    let mut engines = Vec::new();
+    let mut events = http::stream(&service.socket(), "/v1/completions", &body);
+    for _ in 0..2 {
+        let engine = wait_for("an engine", || service.engine_pid().filter(|pid| !engines.contains(pid)));
+        // The prompt has reached this engine when a piece of its answer comes.
+        assert!(events.next().is_some());
+        signal(engine, "KILL");
+        engines.push(engine);
+    }
+    let error = events.find(|event| event.get("error").is_some()).expect("an error in the stream");
+    assert_eq!(error["error"]["code"], "model_failed", "{error}");
+    // The service goes on with a third engine.
+    wait_for("promptd to be ready again", || (service.health()?["state"] == "ready").then_some(()));
+    let answer = http::post(&service.socket(), "/v1/completions", &json!({"prompt": "a", "max_tokens": 2}));
+    assert_eq!(answer.status, 200, "{}", answer.body);
+}
+
+#[test]
+fn an_idle_engine_that_dies_is_replaced() {
+    let service = Service::start(&Plan::demo()).ready();
+    let engine = service.engine_pid().unwrap();
+    signal(engine, "KILL");
+    let next = wait_for("another engine", || service.engine_pid().filter(|pid| *pid != engine));
+    wait_for("promptd to be ready again", || (service.health()?["state"] == "ready").then_some(()));
+    assert_ne!(engine, next);
+}
+
+#[test]
+fn sigterm_lets_running_answers_end() {
+    let service = Service::start(&Plan::demo()).ready();
+    let (body, undisturbed) = long_request(&service, &json!({"temperature": 0}));
+    let mut events = http::stream(&service.socket(), "/v1/completions", &body);
+    let mut text = events.next().unwrap()["choices"][0]["text"].as_str().unwrap_or("").to_owned();
+    signal(service.pid(), "TERM");
+    text.push_str(&http::collect(events).0);
+    assert_eq!(text, undisturbed);
+    let engine = service.engine_pid();
+    let socket = service.socket();
+    let mut service = service;
+    let status = service.wait();
+    assert_eq!(status.code(), Some(0), "{}", service.log());
+    assert!(!socket.exists(), "the socket is left behind");
+    if let Some(engine) = engine {
+        wait_for("the engine's end", || (!std::path::Path::new(&format!("/proc/{engine}")).exists()).then_some(()));
+    }
+}

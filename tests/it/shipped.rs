@@ -1,0 +1,75 @@
+//! The files that ship beside the program: the example configuration, the unit, the model's manifest.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::Command;
+
+use promptd::settings;
+
+use crate::support::demo_model;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn the_example_configuration_is_right_as_it_is() {
+    let settings = settings::load(&root().join("systemd/promptd.toml"), &HashMap::new()).unwrap();
+    assert!(settings.socket.is_some() && settings.mqtt.is_none());
+}
+
+#[test]
+fn every_line_of_the_example_that_is_commented_out_is_right_too() {
+    let text = std::fs::read_to_string(root().join("systemd/promptd.toml")).unwrap();
+    // A key that is commented out has no space behind its `#`; prose has one.
+    let whole: String = text
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(rest) if !rest.starts_with(' ') => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &whole).unwrap();
+    let settings = settings::load(file.path(), &HashMap::new()).unwrap_or_else(|error| panic!("{error}\n{whole}"));
+    assert!(settings.mqtt.is_some() && settings.profiles.contains_key("lights"));
+    assert_eq!(settings.queue.limit, settings::Queue::default().limit, "the example shows another default");
+    assert_eq!(settings.limits.payload_bytes, settings::Limits::default().payload_bytes);
+    assert_eq!(settings.shutdown.grace_seconds, settings::Shutdown::default().grace_seconds);
+}
+
+#[test]
+fn the_unit_is_one_that_systemd_accepts() {
+    let Ok(version) = Command::new("systemd-analyze").arg("--version").output() else {
+        println!("skipped: systemd-analyze is not installed");
+        return;
+    };
+    assert!(version.status.success());
+    // The program need not be installed where the tests run: a copy of the unit names the one that was built.
+    let unit = std::fs::read_to_string(root().join("systemd/promptd.service")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("promptd.service");
+    std::fs::write(&copy, unit.replace("/usr/bin/promptd", env!("CARGO_BIN_EXE_promptd"))).unwrap();
+    let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&copy).output().unwrap();
+    let said = String::from_utf8_lossy(&verified.stderr);
+    let ours: Vec<&str> = said.lines().filter(|line| line.contains("promptd.service")).collect();
+    assert!(ours.is_empty(), "{said}");
+}
+
+#[test]
+fn the_manifest_of_the_demo_model_names_what_is_there() {
+    let text = std::fs::read_to_string(demo_model().join("manifest.toml")).unwrap();
+    let manifest: toml::Table = toml::from_str(&text).unwrap();
+    let files = manifest["file"].as_array().unwrap();
+    let mut total = 0;
+    for file in files {
+        let name = file["name"].as_str().unwrap();
+        let length = std::fs::metadata(demo_model().join(name)).unwrap().len();
+        assert_eq!(i64::try_from(length).unwrap(), file["bytes"].as_integer().unwrap(), "{name}");
+        total += length;
+    }
+    for name in ["model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "tokenizer_config.json"] {
+        assert!(files.iter().any(|file| file["name"].as_str() == Some(name)), "{name} is not in the manifest");
+    }
+    assert!(total <= 10_000_000, "the demo model has {total} bytes; 10 MB may be committed");
+}

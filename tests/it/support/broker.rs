@@ -1,0 +1,310 @@
+//! A mosquitto of our own on a free loopback port, an MQTT client that collects what it gets, and a door between that
+//! broker and a scripted scheduler.
+
+use std::io::Write as _;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use promptd::mqtt::{BrokerUrl, Config, ConfigError, Facts, serve};
+use promptd::request::{Event, Submission};
+use promptd::scheduler::Scheduler;
+use promptd::scheduler::scripted::{Call, Script, Verdict, scripted};
+use promptd::wire::{Limits, Profiles};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
+use rumqttc::v5::{AsyncClient, Event as Polled, MqttOptions};
+use tempfile::TempDir;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::door::{delta, finished, prefill, ready, soon};
+
+/// A broker process. Killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    pub(crate) port: u16,
+    child: Option<Child>,
+    program: PathBuf,
+    dir: TempDir,
+}
+
+impl Broker {
+    /// Starts a broker with these lines in its configuration; `None`, and a line that says so, where there is none.
+    pub(crate) fn start(settings: &str) -> Option<Broker> {
+        let mut broker = Broker::prepare(settings)?;
+        broker.run();
+        Some(broker)
+    }
+
+    /// A broker that does not run yet.
+    pub(crate) fn prepare(settings: &str) -> Option<Broker> {
+        let Some(program) = program("mosquitto") else {
+            println!(
+                "SKIPPED: mosquitto is not installed (Debian: apt-get install mosquitto mosquitto-clients)"
+            );
+            return None;
+        };
+        let port = free_port();
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = std::fs::File::create(dir.path().join("m.conf")).unwrap();
+        let place = dir.path().display();
+        writeln!(
+            file,
+            "listener {port} 127.0.0.1\nuser root\npersistence_location {place}/\n{settings}"
+        )
+        .unwrap();
+        if !settings.contains("allow_anonymous") {
+            writeln!(file, "allow_anonymous true").unwrap();
+        }
+        Some(Broker { port, child: None, program, dir })
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Starts it, again or for the first time, and waits until it listens.
+    pub(crate) fn run(&mut self) {
+        let mut command = Command::new(&self.program);
+        command.arg("-c").arg(self.dir.path().join("m.conf"));
+        self.child = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let began = Instant::now();
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
+            assert!(
+                began.elapsed() < Duration::from_secs(10),
+                "mosquitto does not listen on {}",
+                self.port
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Stops it from doing anything, its connections staying open.
+    pub(crate) fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            self.kill();
+        }
+    }
+}
+
+/// Where a program is: brokers live in `sbin`, which not every user's path has.
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut places: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    places.extend(["/usr/sbin".into(), "/usr/local/sbin".into()]);
+    places.into_iter().map(|place| place.join(name)).find(|file| file.is_file())
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// A client of MQTT 5 that subscribed to something and collects what comes.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) sender: AsyncClient,
+    messages: mpsc::Receiver<Publish>,
+    poller: JoinHandle<()>,
+}
+
+impl Client {
+    /// Connects and subscribes; returns when the broker has confirmed. With `keep` the broker keeps the session.
+    pub(crate) async fn connect(port: u16, name: &str, topics: &[&str], keep: bool) -> Client {
+        let mut options = MqttOptions::new(name, "127.0.0.1", port);
+        options.set_clean_start(!keep).set_session_expiry_interval(keep.then_some(600));
+        options.set_max_packet_size(Some(4 << 20)).set_outgoing_inflight_upper_limit(100);
+        let (sender, mut events) = AsyncClient::new(options, 1000);
+        let (send, messages) = mpsc::channel(1000);
+        let (ready, subscribed) = mpsc::channel(8);
+        let poller = tokio::spawn(async move {
+            loop {
+                match events.poll().await {
+                    Ok(Polled::Incoming(Packet::Publish(publish))) => {
+                        let _ = send.send(publish).await;
+                    }
+                    Ok(Polled::Incoming(Packet::SubAck(_))) => {
+                        let _ = ready.send(()).await;
+                    }
+                    Ok(_) => {}
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            }
+        });
+        let mut subscribed = subscribed;
+        for topic in topics {
+            sender.subscribe(*topic, QoS::AtLeastOnce).await.unwrap();
+            soon(subscribed.recv()).await.unwrap();
+        }
+        Client { sender, messages, poller }
+    }
+
+    /// Publishes a prompt without any property.
+    pub(crate) async fn ask(&self, topic: &str, payload: impl Into<Vec<u8>>) {
+        self.sender.publish(topic, QoS::AtLeastOnce, false, payload.into()).await.unwrap();
+    }
+
+    /// Publishes a prompt with a Response Topic and Correlation Data.
+    pub(crate) async fn ask_back(
+        &self,
+        topic: &str,
+        payload: impl Into<Vec<u8>>,
+        back: &str,
+        data: &'static [u8],
+    ) {
+        let properties = PublishProperties {
+            response_topic: Some(back.to_owned()),
+            correlation_data: Some(bytes::Bytes::from_static(data)),
+            ..PublishProperties::default()
+        };
+        let sent = self.sender.publish_with_properties(
+            topic,
+            QoS::AtLeastOnce,
+            false,
+            payload.into(),
+            properties,
+        );
+        sent.await.unwrap();
+    }
+
+    /// The next message.
+    pub(crate) async fn next(&mut self) -> Publish {
+        soon(self.messages.recv()).await.unwrap()
+    }
+
+    /// The next message that the broker had not kept for whoever comes.
+    pub(crate) async fn live(&mut self) -> Publish {
+        loop {
+            let message = self.next().await;
+            if !message.retain {
+                return message;
+            }
+        }
+    }
+
+    /// Waits for this text on this topic; what comes before is dropped.
+    pub(crate) async fn until(&mut self, topic: &str, text: &str) {
+        loop {
+            let message = self.next().await;
+            if message.topic == topic && message.payload == text {
+                return;
+            }
+        }
+    }
+
+    /// Whether nothing more comes for this long.
+    pub(crate) async fn silent(&mut self, wait: Duration) -> bool {
+        tokio::time::timeout(wait, self.messages.recv()).await.is_err()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.poller.abort();
+    }
+}
+
+/// The payload as JSON.
+pub(crate) fn json(message: &Publish) -> serde_json::Value {
+    serde_json::from_slice(&message.payload).unwrap()
+}
+
+/// The topic as text.
+pub(crate) fn topic(message: &Publish) -> &str {
+    std::str::from_utf8(&message.topic).unwrap()
+}
+
+/// A door whose scheduler a test plays.
+#[derive(Debug)]
+pub(crate) struct Board {
+    pub(crate) script: Script,
+    pub(crate) stop: watch::Sender<bool>,
+    pub(crate) door: JoinHandle<Result<(), ConfigError>>,
+    pub(crate) scheduler: Scheduler,
+}
+
+impl Board {
+    /// A door of the node `n` to this broker.
+    pub(crate) fn open(port: u16) -> Board {
+        Board::with(config(port), Limits::default())
+    }
+
+    pub(crate) fn with(config: Config, limits: Limits) -> Board {
+        let (scheduler, script) = scripted(ready());
+        let profiles: Profiles = toml::from_str("[lights]\nchoices = [\"on\", \"off\"]\n").unwrap();
+        let facts = Facts { version: "1.2.3".to_owned(), profiles: Arc::new(profiles), limits };
+        let (stop, stopped) = watch::channel(false);
+        let door = tokio::spawn(serve(config, scheduler.clone(), facts, stopped));
+        Board { script, stop, door, scheduler }
+    }
+
+    /// The next prompt.
+    pub(crate) async fn submitted(&mut self) -> (Submission, Verdict) {
+        match soon(self.script.next()).await.unwrap() {
+            Call::Submit(submission, verdict) => (submission, verdict),
+            other => panic!("no prompt, but {other:?}"),
+        }
+    }
+
+    /// Accepts the next prompt.
+    pub(crate) async fn accepted(&mut self) -> mpsc::Sender<Event> {
+        self.submitted().await.1.accept(7)
+    }
+
+    /// Accepts the next prompt and answers it with these pieces.
+    pub(crate) async fn answer(&mut self, pieces: &[&str]) -> Submission {
+        let (submission, verdict) = self.submitted().await;
+        answer(&verdict.accept(7), pieces).await;
+        submission
+    }
+
+    /// Whether no prompt is handed in for this long.
+    pub(crate) async fn idle(&mut self, wait: Duration) -> bool {
+        tokio::time::timeout(wait, self.script.next()).await.is_err()
+    }
+
+    /// Tells the door to leave and waits until it has.
+    pub(crate) async fn leave(self) {
+        self.stop.send(true).unwrap();
+        soon(self.door).await.unwrap().unwrap();
+    }
+}
+
+pub(crate) fn config(port: u16) -> Config {
+    let url = BrokerUrl::parse(&format!("mqtt://127.0.0.1:{port}")).unwrap();
+    Config { keep_alive: Duration::from_secs(5), ..Config::new(url, "n") }
+}
+
+/// The events of an answer.
+pub(crate) async fn answer(events: &mpsc::Sender<Event>, pieces: &[&str]) {
+    events.send(prefill()).await.unwrap();
+    for piece in pieces {
+        events.send(delta(piece)).await.unwrap();
+    }
+    events.send(finished()).await.unwrap();
+}

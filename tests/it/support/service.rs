@@ -1,0 +1,182 @@
+//! `promptd serve` as a child process on paths of its own, ended with the test.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::{PATIENCE, http, wait_for};
+
+/// A running promptd and its folder.
+pub(crate) struct Service {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+/// What to start it with.
+pub(crate) struct Plan {
+    /// The model folder.
+    pub(crate) model: PathBuf,
+    /// libonnxruntime.
+    pub(crate) library: PathBuf,
+    /// Lines of TOML behind the usual ones (`[mqtt]` …).
+    pub(crate) more: String,
+}
+
+impl Plan {
+    /// The demo model and the fetched library.
+    pub(crate) fn demo() -> Self {
+        Plan { model: super::demo_model(), library: super::library(), more: String::new() }
+    }
+
+    /// Another model folder.
+    pub(crate) fn of_model(model: &Path) -> Self {
+        Plan { model: model.to_owned(), ..Plan::demo() }
+    }
+
+    /// More configuration.
+    pub(crate) fn with(mut self, toml: &str) -> Self {
+        self.more.push_str(toml);
+        self
+    }
+}
+
+impl Service {
+    /// Starts promptd; its doors may not be open yet.
+    pub(crate) fn start(plan: &Plan) -> Self {
+        // /tmp, because the path of a socket may have no more than 107 bytes.
+        let folder = tempfile::Builder::new().prefix("promptd-it-").tempdir_in("/tmp").unwrap();
+        Self::start_in(folder, plan)
+    }
+
+    /// The same in a folder that is already there.
+    pub(crate) fn start_in(folder: tempfile::TempDir, plan: &Plan) -> Self {
+        let place = folder.path();
+        let config = format!(
+            "[model]\npath = {:?}\n[runtime]\nlibrary = {:?}\n[socket]\npath = {:?}\nlines_path = {:?}\n[state]\ndir = {:?}\n{}",
+            plan.model,
+            plan.library,
+            place.join("http.sock"),
+            place.join("lines.sock"),
+            place.join("state"),
+            plan.more,
+        );
+        std::fs::write(place.join("promptd.toml"), config).unwrap();
+        let log = std::fs::File::create(place.join("log")).unwrap();
+        let child = command(&["serve", "--config"])
+            .arg(place.join("promptd.toml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Service { child, folder }
+    }
+
+    /// Waits until the model answers.
+    pub(crate) fn ready(self) -> Self {
+        wait_for("promptd to be ready", || {
+            let answer = http::try_get(&self.socket(), "/health/ready")?;
+            assert_ne!(answer.json()["state"], "model_failed", "{}\n{}", answer.body, self.log());
+            (answer.status == 200).then_some(())
+        });
+        self
+    }
+
+    /// The HTTP socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.path().join("http.sock")
+    }
+
+    /// The line socket.
+    pub(crate) fn lines(&self) -> PathBuf {
+        self.folder.path().join("lines.sock")
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its engine's process id: its only child.
+    pub(crate) fn engine_pid(&self) -> Option<u32> {
+        let pid = self.pid();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    }
+
+    /// `/health/ready` as JSON, whatever its status.
+    pub(crate) fn health(&self) -> Option<Value> {
+        http::try_get(&self.socket(), "/health/ready").map(|answer| answer.json())
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub(crate) fn stop(mut self) -> (ExitStatus, String) {
+        signal(self.pid(), "TERM");
+        let status = self.wait();
+        (status, self.log())
+    }
+
+    /// Waits for an end that it comes to by itself.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "promptd did not end:\n{}", self.log());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("--- promptd's log\n{}", self.log());
+        }
+        // The engine ends by itself when its socket closes.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `promptd ARGS` without variables of the surroundings that would reach into the test.
+pub(crate) fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_promptd"));
+    command.args(args).env_remove("NOTIFY_SOCKET").env_remove("ORT_DYLIB_PATH");
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PROMPTD__")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Sends a signal by name to a process that the test started.
+pub(crate) fn signal(pid: u32, name: &str) {
+    let done = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().unwrap();
+    assert!(done.success(), "kill -{name} {pid}");
+}
+
+/// Runs a command to its end: status, standard output, standard error.
+pub(crate) fn output(mut command: Command) -> (i32, String, String) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut errors = child.stderr.take().unwrap();
+    let reader = std::thread::Builder::new()
+        .spawn(move || {
+            let mut text = String::new();
+            let _ = errors.read_to_string(&mut text);
+            text
+        })
+        .unwrap();
+    let mut text = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    let status = child.wait().unwrap();
+    (status.code().unwrap_or(-1), text, reader.join().unwrap())
+}
