@@ -3,7 +3,10 @@
 mod backoff;
 pub mod client;
 mod death;
+mod desk;
 pub mod frames;
 mod life;
+mod outbox;
+pub mod process;
 
 pub use death::{Death, DeathReport, Phase};

@@ -1,1 +1,654 @@
+//! Tests of the core: single rules by hand, and all of them together against a ledger on random histories.
 
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+
+use super::*;
+use crate::engine::{Death, DeathReport, Phase as EnginePhase};
+use crate::request::{Constraint, FinishReason, Input, Sampling, Timings, Usage};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn submission(who: &str) -> Submission {
+    let input = Input::Completion(who.to_owned());
+    Submission {
+        request: Request {
+            input,
+            sampling: Sampling::default(),
+            max_tokens: None,
+            stop: Vec::new(),
+            constraint: Constraint::None,
+        },
+        identity: Identity(who.to_owned()),
+        priority: Priority::Normal,
+        timeout: None,
+    }
+}
+
+fn model(slots: u16) -> ModelInfo {
+    ModelInfo {
+        name: "m".to_owned(),
+        architecture: "llama".to_owned(),
+        context: 100,
+        slots,
+        vocab_size: 10,
+        chat: false,
+        threads: 1,
+        runtime_version: "1".to_owned(),
+        provider: "CPU".to_owned(),
+        load_ms: 3000,
+    }
+}
+
+fn started(pid: u32) -> EngineEvent {
+    EngineEvent::Started { pid, to: tokio::sync::mpsc::channel(1).0 }
+}
+
+fn died(restart_in: Option<Duration>) -> EngineEvent {
+    let (library, model) = (PathBuf::from("/lib/ort.so"), PathBuf::from("/m"));
+    let report = DeathReport { how: Death::Killed(11), phase: EnginePhase::Ready, library, model };
+    EngineEvent::Died { report, restart_in }
+}
+
+fn delta(token: u32) -> Event {
+    Event::Delta { text: format!("<{token}>"), tokens: vec![token] }
+}
+
+fn finish(prefill: Duration, decode: Duration, completion: u32) -> Event {
+    let timings = Timings { queue: Duration::ZERO, prefill, decode };
+    let usage = Usage { prompt: 10, cached: 4, completion };
+    Event::Finished(Finish { reason: FinishReason::Stop, usage, timings, seed: 0 })
+}
+
+/// A core, a clock that only the test moves, and what the core did since the test last looked.
+struct Bench {
+    core: Core,
+    now: Instant,
+}
+
+impl Bench {
+    fn new(queue_limit: usize) -> Self {
+        let mut seed = 1000;
+        let draw = move || {
+            seed += 1;
+            seed
+        };
+        Bench { core: Core::new(Config { queue_limit }, Box::new(draw)), now: Instant::now() }
+    }
+
+    fn ready(queue_limit: usize, slots: u16) -> Self {
+        let mut bench = Bench::new(queue_limit);
+        bench.engine(started(1));
+        bench.frame(FromEngine::Ready(model(slots)));
+        bench
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.core.tick(self.now);
+    }
+
+    fn engine(&mut self, event: EngineEvent) {
+        self.core.engine(event, self.now);
+    }
+
+    fn frame(&mut self, frame: FromEngine) {
+        self.engine(EngineEvent::Frame(frame));
+    }
+
+    fn event(&mut self, id: PromptId, event: Event) {
+        self.frame(FromEngine::Event { id, event });
+    }
+
+    fn check(&mut self, check: u64) {
+        self.frame(FromEngine::Checked {
+            check,
+            result: Ok(CheckedPrompt { prompt_tokens: 10, max_tokens: 50 }),
+        });
+    }
+
+    /// Hands in and checks; returns the prompt's number.
+    fn accept(&mut self, submission: Submission) -> PromptId {
+        let check = self.core.submit(submission, self.now);
+        self.check(check);
+        let id = self.core.prompts.keys().max().copied();
+        id.expect("the prompt is accepted")
+    }
+
+    fn refused(&mut self, submission: Submission) -> Refusal {
+        self.core.take_actions();
+        self.core.submit(submission, self.now);
+        match self.core.take_actions().pop() {
+            Some(Action::Refuse { refusal, .. }) => refusal,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    /// What was done since the last look, in short words.
+    fn did(&mut self) -> Vec<String> {
+        let say = |action: Action| match action {
+            Action::Send(ToEngine::Check { check, .. }) => format!("check {check}"),
+            Action::Send(ToEngine::Start { id, seed, resume, .. }) => {
+                format!("start {id} seed {seed} resume {resume:?}")
+            }
+            Action::Send(ToEngine::Cancel { id }) => format!("cancel {id}"),
+            Action::Send(ToEngine::Load(_)) => "load".to_owned(),
+            Action::Accept { id, .. } => format!("accept {id}"),
+            Action::Refuse { check, refusal } => {
+                format!("refuse {check} {}", refusal.code.as_str())
+            }
+            Action::Deliver { id, event } => match event {
+                Event::Prefill { done, total } => format!("{id} prefill {done}/{total}"),
+                Event::Delta { text, .. } => format!("{id} {text}"),
+                Event::Finished(_) => format!("{id} finished"),
+                Event::Failed(refusal) => format!("{id} {}", refusal.code.as_str()),
+            },
+        };
+        self.core.take_actions().into_iter().map(say).collect()
+    }
+}
+
+#[test]
+fn a_prompt_is_checked_accepted_started_and_ends() {
+    let mut bench = Bench::ready(4, 1);
+    let id = bench.accept(submission("a"));
+    bench.event(id, Event::Prefill { done: 10, total: 10 });
+    bench.event(id, delta(5));
+    bench.event(id, finish(SECOND, SECOND, 1));
+    let expected = [
+        "check 0",
+        "accept p0",
+        "start p0 seed 1001 resume []",
+        "p0 prefill 10/10",
+        "p0 <5>",
+        "p0 finished",
+    ];
+    assert_eq!(bench.did(), expected);
+    assert!(bench.core.is_idle());
+    let counters = bench.core.status().counters;
+    assert_eq!(
+        (counters.accepted, counters.finished, counters.prompt_tokens, counters.cached_tokens),
+        (1, 1, 10, 4)
+    );
+}
+
+#[test]
+fn a_given_seed_is_kept() {
+    let mut bench = Bench::ready(4, 1);
+    let mut given = submission("a");
+    given.request.sampling.seed = Some(7);
+    bench.accept(given);
+    assert_eq!(bench.did().pop().unwrap(), "start p0 seed 7 resume []");
+}
+
+#[test]
+fn what_the_engine_does_not_like_is_refused_with_its_words() {
+    let mut bench = Bench::ready(4, 1);
+    let check = bench.core.submit(submission("a"), bench.now);
+    bench.core.take_actions();
+    let refusal = Refusal::new(Code::ContextLengthExceeded, "too long").with_limit(100, 200);
+    bench.frame(FromEngine::Checked { check, result: Err(refusal.clone()) });
+    assert_eq!(bench.core.take_actions(), [Action::Refuse { check, refusal }]);
+    assert_eq!(bench.core.status().counters.refused["context_length_exceeded"], 1);
+}
+
+#[test]
+fn nothing_is_taken_before_the_model_is_ready() {
+    let mut bench = Bench::new(4);
+    assert_eq!(bench.refused(submission("a")).code, Code::ModelLoading);
+    bench.engine(started(1));
+    bench.frame(FromEngine::Loading(LoadStage::Weights));
+    let refusal = bench.refused(submission("a"));
+    assert_eq!(refusal.code, Code::ModelLoading);
+    assert!(refusal.message.contains("loading the weights"), "{refusal}");
+    assert!(refusal.retry_after.is_some());
+    assert_eq!(bench.core.status().state, State::Loading(LoadStage::Weights));
+}
+
+#[test]
+fn the_queue_has_a_limit_and_a_free_slot_is_no_waiting() {
+    for (limit, slots, taken) in [(0, 1, 1), (2, 1, 3), (2, 3, 5)] {
+        let mut bench = Bench::ready(limit, slots);
+        // Half of them still being checked: those count as well.
+        for n in 0..taken {
+            let check = bench.core.submit(submission("a"), bench.now);
+            if n % 2 == 0 {
+                bench.check(check);
+            }
+        }
+        let refusal = bench.refused(submission("b"));
+        assert_eq!(refusal.code, Code::Busy, "limit {limit}, {slots} slots");
+        assert!(refusal.retry_after.is_some());
+    }
+}
+
+#[test]
+fn retry_after_follows_the_measured_time() {
+    let mut bench = Bench::ready(0, 1);
+    for _ in 0..20 {
+        let id = bench.accept(submission("a"));
+        bench.event(id, finish(4 * SECOND, 16 * SECOND, 5));
+    }
+    bench.accept(submission("a"));
+    let after = bench.refused(submission("a")).retry_after.unwrap();
+    assert!(after > 19 * SECOND && after < 21 * SECOND, "{after:?}");
+}
+
+#[test]
+fn a_flood_delays_another_by_what_runs_already() {
+    let mut bench = Bench::ready(64, 1);
+    let flood: Vec<PromptId> = (0..10).map(|_| bench.accept(submission("flood"))).collect();
+    let other = bench.accept(submission("other"));
+    let urgent = bench.accept(Submission { priority: Priority::High, ..submission("flood") });
+    bench.core.take_actions();
+    for id in [flood[0], urgent, other] {
+        bench.event(id, finish(SECOND, SECOND, 1));
+    }
+    let starts: Vec<String> =
+        bench.did().into_iter().filter(|did| did.starts_with("start")).collect();
+    let order: Vec<&str> = starts.iter().map(|start| start.split(' ').nth(1).unwrap()).collect();
+    assert_eq!(order, [urgent.to_string(), other.to_string(), flood[1].to_string()]);
+}
+
+#[test]
+fn a_deadline_ends_what_is_checked_waits_or_runs() {
+    let mut bench = Bench::ready(4, 1);
+    let hasty = || Submission { timeout: Some(SECOND), ..submission("a") };
+    let running = bench.accept(hasty());
+    let waiting = bench.accept(hasty());
+    let check = bench.core.submit(hasty(), bench.now);
+    bench.core.take_actions();
+    bench.pass(SECOND / 2);
+    assert_eq!(bench.did(), [""; 0]);
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + SECOND / 2));
+    bench.pass(SECOND / 2);
+    let expected = [
+        format!("refuse {check} timeout"),
+        format!("cancel {running}"),
+        format!("{running} timeout"),
+        format!("{waiting} timeout"),
+    ];
+    assert_eq!(bench.did(), expected);
+    assert!(bench.core.is_idle());
+    // Late answers are nobody's.
+    bench.check(check);
+    bench.event(running, delta(1));
+    assert_eq!(bench.did(), [""; 0]);
+}
+
+#[test]
+fn a_check_that_is_never_answered_ends() {
+    let mut bench = Bench::ready(4, 1);
+    bench.core.submit(submission("a"), bench.now);
+    bench.core.take_actions();
+    bench.pass(CHECK_LIMIT);
+    assert_eq!(bench.did(), ["refuse 0 busy"]);
+}
+
+#[test]
+fn a_hopeless_deadline_is_refused_once_enough_is_measured() {
+    let mut bench = Bench::ready(64, 1);
+    let hasty = || Submission { timeout: Some(5 * SECOND), ..submission("hasty") };
+    let ten_seconds = || finish(2 * SECOND, 8 * SECOND, 5);
+    let running = bench.accept(submission("a"));
+    // Not yet measured: everybody gets a chance.
+    let hopeful = bench.accept(hasty());
+    bench.core.cancel(hopeful, bench.now);
+    bench.event(running, ten_seconds());
+    for _ in 0..10 {
+        let id = bench.accept(submission("a"));
+        bench.event(id, ten_seconds());
+    }
+    // An idle engine begins to answer in 4 s: 10 tokens at 2 s for 6.
+    let fits = bench.accept(hasty());
+    bench.event(fits, ten_seconds());
+    let first = bench.accept(submission("a"));
+    bench.core.take_actions();
+    let check = bench.core.submit(hasty(), bench.now);
+    bench.check(check);
+    assert_eq!(
+        bench.did(),
+        [format!("check {check}"), format!("refuse {check} would_miss_deadline")]
+    );
+    // With more time it is taken.
+    bench.accept(Submission { timeout: Some(20 * SECOND), ..submission("patient") });
+    bench.event(first, ten_seconds());
+}
+
+#[test]
+fn cancel_ends_what_waits_and_what_runs_and_frees_the_slot() {
+    let mut bench = Bench::ready(4, 1);
+    let (first, second, third) = (
+        bench.accept(submission("a")),
+        bench.accept(submission("a")),
+        bench.accept(submission("a")),
+    );
+    bench.core.take_actions();
+    bench.core.cancel(second, bench.now);
+    bench.core.cancel(first, bench.now);
+    bench.core.cancel(PromptId(99), bench.now);
+    let expected = [
+        format!("{second} cancelled"),
+        format!("cancel {first}"),
+        format!("{first} cancelled"),
+        format!("start {third} seed 1003 resume []"),
+    ];
+    assert_eq!(bench.did(), expected);
+    bench.event(first, delta(1));
+    bench.event(first, finish(SECOND, SECOND, 1));
+    assert_eq!(bench.did(), [""; 0]);
+    bench.core.cancel_all(bench.now);
+    assert_eq!(bench.did(), [format!("cancel {third}"), format!("{third} cancelled")]);
+    assert!(bench.core.is_idle());
+}
+
+#[test]
+fn draining_lets_the_accepted_end_and_takes_no_more() {
+    let mut bench = Bench::ready(4, 1);
+    let (running, waiting) = (bench.accept(submission("a")), bench.accept(submission("a")));
+    let check = bench.core.submit(submission("a"), bench.now);
+    bench.core.take_actions();
+    bench.core.drain();
+    assert_eq!(bench.did(), [format!("refuse {check} busy")]);
+    assert_eq!(bench.refused(submission("b")).code, Code::Busy);
+    assert_eq!(bench.core.status().state, State::Draining);
+    bench.event(running, finish(SECOND, SECOND, 1));
+    assert_eq!(
+        bench.did(),
+        [format!("{running} finished"), format!("start {waiting} seed 1002 resume []")]
+    );
+    bench.event(waiting, finish(SECOND, SECOND, 1));
+    assert!(bench.core.is_idle());
+}
+
+#[test]
+fn after_a_death_the_answer_goes_on_where_it_was() {
+    let mut bench = Bench::ready(4, 2);
+    let (first, second, third) = (
+        bench.accept(submission("a")),
+        bench.accept(submission("b")),
+        bench.accept(submission("c")),
+    );
+    let urgent = bench.accept(Submission { priority: Priority::High, ..submission("d") });
+    bench.event(first, delta(5));
+    bench.event(first, delta(6));
+    bench.core.take_actions();
+    bench.pass(SECOND);
+    bench.engine(died(Some(SECOND / 10)));
+    assert_eq!(bench.did(), [""; 0], "the askers see nothing");
+    let status = bench.core.status();
+    assert_eq!((status.running, status.waiting, status.engine_pid), (0, 4, None));
+    let refusal = bench.refused(submission("e"));
+    assert_eq!(refusal.code, Code::ModelLoading);
+    // A tenth of a second until the start, then as long as the last load.
+    assert_eq!(refusal.retry_after, Some(Duration::from_millis(3100)));
+    bench.engine(started(2));
+    bench.pass(SECOND);
+    bench.frame(FromEngine::Ready(model(2)));
+    let seeds = [
+        format!("start {first} seed 1001 resume [5, 6]"),
+        format!("start {second} seed 1002 resume []"),
+    ];
+    assert_eq!(bench.did(), seeds);
+    // It is read again, which its asker need not know; then it goes on.
+    bench.event(first, Event::Prefill { done: 12, total: 12 });
+    bench.event(first, delta(7));
+    assert_eq!(bench.did(), [format!("{first} <7>")]);
+    bench.pass(SECOND);
+    bench.event(first, finish(SECOND, SECOND, 3));
+    let actions = bench.core.take_actions();
+    let Some(Action::Deliver { event: Event::Finished(finish), .. }) = actions.first() else {
+        panic!("{actions:?}")
+    };
+    // One second of decoding by the dead engine; one second of waiting for the next.
+    assert_eq!(finish.timings, Timings { queue: SECOND, prefill: SECOND, decode: 2 * SECOND });
+    assert_eq!(finish.seed, 1001);
+    assert_eq!(bench.core.status().counters.engine_restarts, 1);
+    // Those who had not run wait as before.
+    assert!(matches!(&actions[1], Action::Send(ToEngine::Start { id, .. }) if *id == urgent));
+    assert!(bench.core.prompts.contains_key(&third));
+}
+
+#[test]
+fn a_prompt_that_sees_two_engines_die_is_not_run_again() {
+    let mut bench = Bench::ready(4, 1);
+    let (poison, innocent) = (bench.accept(submission("a")), bench.accept(submission("b")));
+    for pid in [2, 3] {
+        bench.engine(died(Some(SECOND)));
+        bench.core.take_actions();
+        bench.engine(started(pid));
+        if pid == 2 {
+            bench.frame(FromEngine::Ready(model(1)));
+            assert_eq!(bench.did(), [format!("start {poison} seed 1001 resume []")]);
+        }
+    }
+    bench.frame(FromEngine::Ready(model(1)));
+    assert_eq!(bench.did(), [format!("start {innocent} seed 1002 resume []")]);
+    assert_eq!(bench.core.status().counters.refused["model_failed"], 1);
+    assert!(!bench.core.prompts.contains_key(&poison));
+}
+
+#[test]
+fn deaths_while_loading_count_for_no_prompt_until_the_model_is_given_up() {
+    let mut bench = Bench::ready(4, 1);
+    let id = bench.accept(submission("a"));
+    bench.engine(died(Some(SECOND)));
+    for pid in 2..=3 {
+        bench.engine(started(pid));
+        bench.engine(died(Some(SECOND)));
+    }
+    bench.core.take_actions();
+    bench.engine(started(4));
+    assert_eq!(bench.core.status().state, State::Loading(LoadStage::Runtime));
+    bench.engine(died(Some(30 * SECOND)));
+    assert_eq!(bench.did(), [format!("{id} model_failed")]);
+    let State::ModelFailed(refusal) = bench.core.status().state else {
+        panic!("{:?}", bench.core.status().state)
+    };
+    assert!(refusal.message.contains("SIGSEGV"), "{refusal}");
+    let refusal = bench.refused(submission("b"));
+    assert_eq!(refusal.code, Code::ModelFailed);
+    assert!(refusal.retry_after.unwrap() >= 30 * SECOND);
+    // It is tried again all the same, and until it works the state stands.
+    bench.engine(started(5));
+    bench.frame(FromEngine::Loading(LoadStage::Weights));
+    assert_eq!(bench.core.status().state.as_str(), "model_failed");
+    bench.frame(FromEngine::Ready(model(1)));
+    assert_eq!(bench.core.status().state, State::Ready);
+}
+
+#[test]
+fn a_model_that_cannot_be_loaded_ends_those_who_wait_for_it() {
+    let mut bench = Bench::ready(4, 1);
+    let id = bench.accept(submission("a"));
+    bench.engine(died(Some(SECOND)));
+    bench.engine(started(2));
+    bench.core.take_actions();
+    bench.frame(FromEngine::LoadFailed(Refusal::new(Code::ModelFailed, "model.onnx is missing")));
+    bench.engine(died(Some(30 * SECOND)));
+    assert_eq!(bench.did(), [format!("{id} model_failed")]);
+    assert!(bench.refused(submission("b")).message.contains("model.onnx is missing"));
+}
+
+#[test]
+fn an_engine_that_nobody_restarts_ends_everything() {
+    let mut bench = Bench::ready(4, 1);
+    let id = bench.accept(submission("a"));
+    bench.core.take_actions();
+    bench.core.engine_gone(bench.now);
+    assert_eq!(bench.did(), [format!("{id} model_failed")]);
+    assert_eq!(bench.refused(submission("b")).code, Code::ModelFailed);
+}
+
+// === random histories ===
+
+/// A small generator of its own (xorshift64*), so that a seed means the same history for ever.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        usize::try_from(self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33).unwrap() % sides
+    }
+}
+
+/// What an outsider may expect, kept from the actions alone.
+#[derive(Default)]
+struct Ledger {
+    checks: HashSet<u64>,
+    answered: HashSet<u64>,
+    open: HashMap<PromptId, Vec<u32>>,
+    ended: HashSet<PromptId>,
+    /// Prompts in the engine that is there, and how many engines had each.
+    running: Vec<PromptId>,
+    deaths: HashMap<PromptId, u32>,
+    slots: usize,
+    ready: bool,
+}
+
+impl Ledger {
+    fn read(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Send(message) => self.sent(message),
+                Action::Accept { check, id, .. } => {
+                    assert!(self.answered.insert(check), "check {check} is answered twice");
+                    assert!(
+                        self.open.insert(id, Vec::new()).is_none() && !self.ended.contains(&id),
+                        "{id} is used twice"
+                    );
+                }
+                Action::Refuse { check, .. } => {
+                    assert!(self.answered.insert(check), "check {check} is answered twice")
+                }
+                Action::Deliver { id, event } => {
+                    assert!(!self.ended.contains(&id), "{id} gets {event:?} after its end");
+                    let got = self.open.get_mut(&id).expect("only accepted prompts get events");
+                    if let Event::Delta { tokens, .. } = &event {
+                        got.extend(tokens);
+                    }
+                    if event.is_final() {
+                        self.open.remove(&id);
+                        self.ended.insert(id);
+                        self.running.retain(|other| *other != id);
+                    }
+                }
+            }
+        }
+        assert!(self.running.len() <= self.slots, "more run than there are slots");
+    }
+
+    fn sent(&mut self, message: ToEngine) {
+        assert!(self.ready, "{message:?} is sent to an engine that is not ready");
+        match message {
+            ToEngine::Load(_) => panic!("loading is the supervisor's business"),
+            ToEngine::Check { check, .. } => assert!(self.checks.insert(check)),
+            ToEngine::Start { id, resume, .. } => {
+                assert!(
+                    self.deaths.get(&id).copied().unwrap_or(0) < FATAL_DEATHS,
+                    "{id} runs a third time"
+                );
+                assert_eq!(
+                    Some(&resume),
+                    self.open.get(&id),
+                    "{id} resumes from what its asker has"
+                );
+                assert!(!self.running.contains(&id));
+                self.running.push(id);
+            }
+            ToEngine::Cancel { id } => {
+                assert!(self.running.contains(&id), "{id} is cancelled and does not run");
+                self.running.retain(|other| *other != id);
+            }
+        }
+    }
+}
+
+fn play(seed: u64) {
+    let mut dice = Dice(seed);
+    let (limit, slots) = (dice.below(6), 1 + dice.below(3));
+    let mut bench = Bench::new(limit);
+    let mut ledger = Ledger { slots, ..Ledger::default() };
+    let mut token = 0;
+    for step in 0..400 {
+        let known: Vec<PromptId> = (0..bench.core.next_id).map(PromptId).collect();
+        match dice.below(12) {
+            0..=2 => {
+                let timeout =
+                    (dice.below(3) == 0).then(|| SECOND * u32::try_from(dice.below(9)).unwrap());
+                let priority = [Priority::Low, Priority::Normal, Priority::High][dice.below(3)];
+                let who = ["a", "b", "c"][dice.below(3)];
+                bench.core.submit(Submission { timeout, priority, ..submission(who) }, bench.now);
+            }
+            3..=4 => {
+                // Also checks that were answered or given up before: those must change nothing.
+                let check = u64::try_from(dice.below(8)).unwrap();
+                let check = bench.core.next_check.saturating_sub(check + 1);
+                if ledger.ready && ledger.checks.contains(&check) {
+                    bench.check(check);
+                }
+            }
+            5..=7 if ledger.ready && !known.is_empty() => {
+                // Mostly prompts that run; sometimes a late event of one that does not any more.
+                let pool = if dice.below(8) == 0 || ledger.running.is_empty() {
+                    known
+                } else {
+                    ledger.running.clone()
+                };
+                let id = pool[dice.below(pool.len())];
+                token += 1;
+                let event = match dice.below(6) {
+                    0 => finish(SECOND, SECOND, 3),
+                    1 => Event::Failed(Refusal::new(Code::Internal, "x")),
+                    2 => Event::Prefill { done: 1, total: 2 },
+                    _ => delta(token),
+                };
+                bench.event(id, event);
+            }
+            8 if !known.is_empty() => bench.core.cancel(known[dice.below(known.len())], bench.now),
+            9 => bench.pass(SECOND * u32::try_from(dice.below(4)).unwrap()),
+            10 if !ledger.ready => {
+                bench.engine(started(step));
+                ledger.ready = true;
+                bench.frame(FromEngine::Ready(model(u16::try_from(slots).unwrap())));
+            }
+            11 if ledger.ready && dice.below(4) == 0 => {
+                ledger.ready = false;
+                for id in ledger.running.drain(..) {
+                    *ledger.deaths.entry(id).or_default() += 1;
+                }
+                bench.engine(died(Some(SECOND)));
+            }
+            _ => {}
+        }
+        ledger.read(bench.core.take_actions());
+        let status = bench.core.status();
+        assert_eq!(status.running, ledger.running.len(), "step {step}");
+        assert_eq!(status.waiting + status.running, ledger.open.len(), "step {step}");
+        assert!(status.waiting <= limit + slots, "step {step}: {} wait", status.waiting);
+        let idle_slot = ledger.ready && status.running < slots;
+        assert!(
+            !(idle_slot && status.waiting > 0),
+            "step {step}: a slot is empty while prompts wait"
+        );
+    }
+    bench.core.drain();
+    bench.core.cancel_all(bench.now);
+    ledger.read(bench.core.take_actions());
+    assert!(bench.core.is_idle() && ledger.open.is_empty());
+    assert_eq!(
+        ledger.answered.len(),
+        usize::try_from(bench.core.next_check).unwrap(),
+        "each submission is answered once"
+    );
+}
+
+#[test]
+fn every_prompt_ends_once_in_random_histories() {
+    for seed in 1..=500 {
+        let played = std::panic::catch_unwind(|| play(seed));
+        assert!(played.is_ok(), "seed {seed}");
+    }
+}

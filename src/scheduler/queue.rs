@@ -134,3 +134,127 @@ impl Level {
         own + others.map(|line| line.prompts.len().min(own + 1)).sum::<usize>()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn who(name: &str) -> Identity {
+        Identity(name.to_owned())
+    }
+
+    /// Pushes `name` or `name!` (urgent) or `name?` (low) in order and pops everything.
+    fn order(pushed: &[&str]) -> Vec<String> {
+        let mut queue = Queue::default();
+        for (n, name) in pushed.iter().enumerate() {
+            let (name, priority) = match name.strip_suffix('!') {
+                Some(name) => (name, Priority::High),
+                None => name
+                    .strip_suffix('?')
+                    .map_or((*name, Priority::Normal), |name| (name, Priority::Low)),
+            };
+            queue.push(PromptId(u64::try_from(n).unwrap()), &who(name), priority);
+        }
+        std::iter::from_fn(|| queue.pop())
+            .map(|id| pushed[usize::try_from(id.0).unwrap()].to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn identities_take_turns_inside_a_priority() {
+        assert_eq!(order(&["a", "a", "a", "b", "c", "b"]), ["a", "b", "c", "a", "b", "a"]);
+        assert_eq!(order(&["a?", "a", "b!", "a!", "b"]), ["b!", "a!", "a", "b", "a?"]);
+    }
+
+    #[test]
+    fn who_had_the_last_turn_is_passed_over() {
+        let mut queue = Queue::default();
+        (0..3).for_each(|n| queue.push(PromptId(n), &who("flood"), Priority::Normal));
+        assert_eq!(queue.pop(), Some(PromptId(0)));
+        queue.push(PromptId(9), &who("other"), Priority::Normal);
+        assert_eq!(queue.ahead_of(&who("third"), Priority::Normal), 2);
+        assert_eq!(queue.ahead_of(&who("third"), Priority::High), 0);
+        assert_eq!(queue.ahead_of(&who("flood"), Priority::Low), 3);
+        let rest: Vec<u64> = std::iter::from_fn(|| queue.pop()).map(|id| id.0).collect();
+        assert_eq!(rest, [9, 1, 2]);
+    }
+
+    #[test]
+    fn those_of_a_dead_engine_go_first_in_their_order() {
+        let mut queue = Queue::default();
+        queue.push(PromptId(5), &who("a"), Priority::High);
+        [2, 1].into_iter().for_each(|n| queue.push_front(PromptId(n)));
+        queue.remove(PromptId(7));
+        assert_eq!(queue.len(), 3);
+        let all: Vec<u64> = std::iter::from_fn(|| queue.pop()).map(|id| id.0).collect();
+        assert_eq!(all, [1, 2, 5]);
+    }
+
+    /// Random pushes, pops and removals against a plain list that says what may come next.
+    #[test]
+    fn no_order_breaks_the_rules() {
+        let names = ["a", "b", "c", "d"];
+        let urgency = [Priority::High, Priority::Normal, Priority::Low];
+        let mut random: u64 = 88;
+        let mut below = |sides: usize| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(random >> 33).unwrap() % sides
+        };
+        let mut queue = Queue::default();
+        let mut plain: Vec<(PromptId, usize, usize)> = Vec::new();
+        // Turns that others had since this identity began to wait, by level and identity.
+        let mut passed_over = [[0_usize; 4]; 3];
+        let mut last = [None; 3];
+        for n in 0..20_000 {
+            match below(5) {
+                0 | 1 if plain.len() < 40 => {
+                    let (level, name) = (below(3), below(4));
+                    if !plain.iter().any(|(_, l, who)| (*l, *who) == (level, name)) {
+                        passed_over[level][name] = 0;
+                    }
+                    queue.push(PromptId(n), &who(names[name]), urgency[level]);
+                    plain.push((PromptId(n), level, name));
+                }
+                2 if !plain.is_empty() && below(4) == 0 => {
+                    let (id, ..) = plain.remove(below(plain.len()));
+                    queue.remove(id);
+                }
+                _ => {
+                    let Some(id) = queue.pop() else {
+                        assert!(plain.is_empty(), "{n}: {plain:?} are lost");
+                        continue;
+                    };
+                    let place = plain
+                        .iter()
+                        .position(|(other, ..)| *other == id)
+                        .expect("nobody comes twice");
+                    let (_, level, name) = plain[place];
+                    assert!(
+                        plain.iter().all(|(_, l, _)| *l >= level),
+                        "{n}: a more urgent one waits"
+                    );
+                    let own_first =
+                        plain.iter().position(|(_, l, who)| (*l, *who) == (level, name));
+                    assert_eq!(own_first, Some(place), "{n}: its own earlier one waits");
+                    let others = plain.iter().any(|(_, l, who)| *l == level && *who != name);
+                    assert!(
+                        !others || last[level] != Some(name),
+                        "{n}: two turns in a row while others wait"
+                    );
+                    last[level] = Some(name);
+                    plain.remove(place);
+                    for other in 0..4 {
+                        let waits = plain.iter().any(|(_, l, who)| (*l, *who) == (level, other));
+                        passed_over[level][other] =
+                            if waits && other != name { passed_over[level][other] + 1 } else { 0 };
+                        // All others once, and the last one's turn before it came.
+                        assert!(passed_over[level][other] <= 4, "{n}: one waits for ever");
+                    }
+                }
+            }
+            assert_eq!(queue.len(), plain.len());
+        }
+    }
+}

@@ -13,6 +13,8 @@ mod mqtt;
 #[cfg(test)]
 mod mqtt_faults;
 #[cfg(test)]
+mod scheduler;
+#[cfg(test)]
 mod socket;
 #[cfg(test)]
 mod socket_bind;

@@ -2,9 +2,11 @@
 
 pub(crate) mod broker;
 pub(crate) mod door;
+pub(crate) mod engine;
 pub(crate) mod http;
 pub(crate) mod raw_http;
 pub(crate) mod service;
+pub(crate) mod words;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -1,0 +1,218 @@
+//! What the service has ordered and the engine has not done yet: checks and starts to prepare, then orders for the model.
+//! One lock over all of it, so that a cancel meets its prompt wherever it stands.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::request::{PromptId, Request};
+
+/// Jobs and orders that may lie here. The service has no more checks under way than its queue limit and the slots (64
+/// and a few), and no more starts than slots; beyond this the reader waits, and the service's own bounds hold it back.
+const LIMIT: usize = 256;
+
+/// Something to prepare.
+#[derive(Debug, PartialEq)]
+pub(super) enum Job {
+    /// Prepare, tell what was found, and forget it.
+    Check { check: u64, request: Request },
+    /// Prepare and hand over to the model.
+    Start { id: PromptId, request: Request, seed: u64, resume: Vec<u32> },
+}
+
+/// Something for the model to do. `P` is what preparing a prompt makes.
+#[derive(Debug)]
+pub(super) enum Order<P> {
+    Start { id: PromptId, prepared: P, seed: u64, resume: Vec<u32> },
+    Cancel { id: PromptId },
+}
+
+/// The desk between the threads that read, prepare and compute.
+#[derive(Debug)]
+pub(super) struct Desk<P> {
+    papers: Mutex<Papers<P>>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Papers<P> {
+    /// Starts wait apart: a slot of the model must not stand empty behind a line of checks.
+    starts: VecDeque<Job>,
+    checks: VecDeque<Job>,
+    /// The prompt whose start is being prepared, until it is cancelled.
+    preparing: Option<PromptId>,
+    orders: VecDeque<Order<P>>,
+    closed: bool,
+}
+
+impl<P> Default for Desk<P> {
+    fn default() -> Self {
+        let (starts, checks, orders) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+        Desk {
+            papers: Mutex::new(Papers { starts, checks, preparing: None, orders, closed: false }),
+            changed: Condvar::new(),
+        }
+    }
+}
+
+impl<P> Desk<P> {
+    /// Puts down a job. Waits only while the desk is full.
+    pub(super) fn put(&self, job: Job) {
+        let mut papers = self.lock();
+        while papers.starts.len() + papers.checks.len() >= LIMIT && !papers.closed {
+            papers = self.wait(papers);
+        }
+        match job {
+            Job::Start { .. } => papers.starts.push_back(job),
+            Job::Check { .. } => papers.checks.push_back(job),
+        }
+        self.changed.notify_all();
+    }
+
+    /// Cancels a prompt: before it is prepared, while it is, or at the model.
+    pub(super) fn cancel(&self, id: PromptId) {
+        let mut papers = self.lock();
+        let before = papers.starts.len();
+        papers.starts.retain(|job| !matches!(job, Job::Start { id: other, .. } if *other == id));
+        if papers.starts.len() < before {
+            return;
+        }
+        if papers.preparing == Some(id) {
+            papers.preparing = None;
+            return;
+        }
+        while papers.orders.len() >= LIMIT && !papers.closed {
+            papers = self.wait(papers);
+        }
+        papers.orders.push_back(Order::Cancel { id });
+        self.changed.notify_all();
+    }
+
+    /// The next job, starts first. Waits for one; `None` when the desk is closed.
+    pub(super) fn job(&self) -> Option<Job> {
+        let mut papers = self.lock();
+        loop {
+            if papers.closed {
+                return None;
+            }
+            if let Some(job) = papers.starts.pop_front().or_else(|| papers.checks.pop_front()) {
+                if let Job::Start { id, .. } = &job {
+                    papers.preparing = Some(*id);
+                }
+                self.changed.notify_all();
+                return Some(job);
+            }
+            papers = self.wait(papers);
+        }
+    }
+
+    /// Ends the preparing of a start: gives it to the model if it could be prepared. Returns whether it was still wanted.
+    pub(super) fn prepared(&self, id: PromptId, order: Option<Order<P>>) -> bool {
+        let mut papers = self.lock();
+        let wanted = papers.preparing.take() == Some(id);
+        if wanted {
+            papers.orders.extend(order);
+            self.changed.notify_all();
+        }
+        wanted
+    }
+
+    /// The orders for the model, oldest first. Waits for one if `idle`. `None` when the desk is closed.
+    pub(super) fn orders(&self, idle: bool) -> Option<VecDeque<Order<P>>> {
+        let mut papers = self.lock();
+        while idle && papers.orders.is_empty() && !papers.closed {
+            papers = self.wait(papers);
+        }
+        if papers.closed {
+            return None;
+        }
+        let orders = std::mem::take(&mut papers.orders);
+        self.changed.notify_all();
+        Some(orders)
+    }
+
+    /// Ends all waiting: the process is to end.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Papers<P>> {
+        self.papers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, papers: MutexGuard<'a, Papers<P>>) -> MutexGuard<'a, Papers<P>> {
+        self.changed.wait(papers).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{Constraint, Input, Sampling};
+
+    fn request() -> Request {
+        let input = Input::Completion("once".to_owned());
+        Request {
+            input,
+            sampling: Sampling::default(),
+            max_tokens: None,
+            stop: Vec::new(),
+            constraint: Constraint::None,
+        }
+    }
+
+    fn start(id: u64) -> Job {
+        Job::Start { id: PromptId(id), request: request(), seed: 0, resume: Vec::new() }
+    }
+
+    fn order(id: u64) -> Option<Order<()>> {
+        Some(Order::Start { id: PromptId(id), prepared: (), seed: 0, resume: Vec::new() })
+    }
+
+    fn said(desk: &Desk<()>) -> Vec<String> {
+        let orders = desk.orders(false).unwrap();
+        let say = |order: &Order<()>| match order {
+            Order::Start { id, .. } => format!("start {id}"),
+            Order::Cancel { id } => format!("cancel {id}"),
+        };
+        orders.iter().map(say).collect()
+    }
+
+    #[test]
+    fn starts_go_before_checks() {
+        let desk = Desk::<()>::default();
+        desk.put(Job::Check { check: 7, request: request() });
+        desk.put(start(1));
+        assert_eq!(desk.job(), Some(start(1)));
+        assert!(matches!(desk.job(), Some(Job::Check { check: 7, .. })));
+    }
+
+    #[test]
+    fn a_cancel_meets_its_prompt_wherever_it_stands() {
+        let desk = Desk::<()>::default();
+        // Before it is prepared.
+        desk.put(start(1));
+        desk.put(start(2));
+        desk.cancel(PromptId(1));
+        assert_eq!(desk.job(), Some(start(2)));
+        // While it is prepared.
+        desk.cancel(PromptId(2));
+        assert!(!desk.prepared(PromptId(2), order(2)));
+        assert_eq!(said(&desk), [""; 0]);
+        // When the model has it, or is about to.
+        desk.put(start(3));
+        desk.job();
+        assert!(desk.prepared(PromptId(3), order(3)));
+        desk.cancel(PromptId(3));
+        assert_eq!(said(&desk), ["start p3", "cancel p3"]);
+    }
+
+    #[test]
+    fn a_closed_desk_lets_everybody_go() {
+        let desk = Desk::<()>::default();
+        desk.put(start(1));
+        desk.close();
+        assert_eq!(desk.job(), None);
+        assert!(desk.orders(true).is_none());
+    }
+}

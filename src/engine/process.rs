@@ -1,0 +1,419 @@
+//! The child: reads orders from a socket, prepares and runs prompts, writes what happens. Plain threads, no tokio, and no
+//! word about ONNX Runtime: the model is given to it ([`Model`]), so that the whole loop is tested without one.
+//!
+//! | thread | does | waits for |
+//! |---|---|---|
+//! | `engine-reader` | frames in | the service |
+//! | `engine-checker` | prepares prompts, for checks and for starts | jobs |
+//! | `engine-model` | loads, then computes step by step | orders, if nothing runs |
+//! | `engine-writer` | frames out | the service |
+//!
+//! Preparing has a thread of its own so that a new prompt is accepted or refused while others are being answered.
+
+use std::any::Any;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use super::desk::{Desk, Job, Order};
+use super::frames::{
+    self, CheckedPrompt, FrameError, FromEngine, LoadRequest, LoadStage, ModelInfo, ToEngine,
+};
+use super::outbox::Outbox;
+use crate::request::{Code, Event, PromptId, Refusal, Request};
+
+/// Time between two heartbeats at least: often enough for a watchdog of seconds, seldom enough to cost nothing.
+const HEARTBEAT: Duration = Duration::from_millis(100);
+
+/// How long the threads may take to end together: a step of the model, and the last frames. A service that stops waits
+/// twice this long before it kills.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// Stack of the threads that parse templates, schemas and regular expressions. Their parsers recurse over what clients
+/// and model folders hold; an overflow would end the process. Only touched pages cost memory.
+const DEEP_STACK: usize = 64 << 20;
+
+/// Threads of [`run`].
+const THREADS: usize = 4;
+
+/// A model that is loaded, as far as the loop needs it.
+pub trait Model {
+    /// Prepares prompts beside the running model.
+    type Checker: Checker;
+    /// Why a step failed.
+    type Error: std::error::Error;
+
+    /// Takes a prompt into a free slot. `resume` are tokens of its answer that are taken as chosen.
+    ///
+    /// # Errors
+    /// Why it cannot be run; the prompt ends with it.
+    fn start(
+        &mut self,
+        id: PromptId,
+        prepared: Prepared<Self>,
+        seed: u64,
+        resume: &[u32],
+    ) -> Result<(), Refusal>;
+
+    /// Ends a prompt without a further event. Unknown numbers are ignored.
+    fn cancel(&mut self, id: PromptId);
+
+    /// Whether no prompt runs.
+    fn is_idle(&self) -> bool;
+
+    /// One step of everything that runs: a chunk of a prompt, or the next token of the answers.
+    ///
+    /// # Errors
+    /// What leaves the model unusable: the process ends with it.
+    fn step(&mut self, emit: &mut dyn FnMut(PromptId, Event)) -> Result<(), Self::Error>;
+}
+
+/// What a model's checker makes of a request.
+pub type Prepared<M> = <<M as Model>::Checker as Checker>::Prepared;
+
+/// Prepares prompts: template, tokens, grammar. Works beside the model, on another thread.
+pub trait Checker: Send + 'static {
+    /// A prompt that is ready to run.
+    type Prepared: Send + 'static;
+
+    /// Checks a request completely.
+    ///
+    /// # Errors
+    /// Why it cannot be answered.
+    fn prepare(&self, request: &Request) -> Result<(Self::Prepared, CheckedPrompt), Refusal>;
+}
+
+/// A loaded model and what the service is told of it.
+#[derive(Debug)]
+pub struct Loaded<M: Model> {
+    /// What the service is told.
+    pub info: ModelInfo,
+    /// Prepares prompts.
+    pub checker: M::Checker,
+    /// Runs them.
+    pub model: M,
+}
+
+/// How the engine ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The service closed the socket.
+    Unwanted,
+    /// The model cannot be loaded, and the service was told why.
+    LoadFailed,
+    /// Something that should not happen, in words.
+    Broken(String),
+}
+
+/// How [`run`] ended.
+#[derive(Debug)]
+pub struct Farewell {
+    /// Why.
+    pub ended: Ended,
+    /// Threads are still busy (a step of the model that takes long, or its loading). Ending the process in the usual way
+    /// would destroy under their hands what they use.
+    pub busy: bool,
+}
+
+impl From<&Ended> for ExitCode {
+    /// 0, 78 (`EX_CONFIG`) and 70 (`EX_SOFTWARE`) of sysexits.h.
+    fn from(ended: &Ended) -> Self {
+        match ended {
+            Ended::Unwanted => ExitCode::SUCCESS,
+            Ended::LoadFailed => ExitCode::from(78),
+            Ended::Broken(_) => ExitCode::from(70),
+        }
+    }
+}
+
+/// Serves one service over one socket until either ends. `load` is called on the model's thread with what the service
+/// asks for and a function that tells the service of each stage before it begins.
+///
+/// # Errors
+/// The system gives no thread or no second handle on the socket.
+pub fn run<M, L>(socket: &UnixStream, load: L, now: fn() -> Instant) -> io::Result<Farewell>
+where
+    M: Model + 'static,
+    L: FnOnce(&LoadRequest, &mut dyn FnMut(LoadStage)) -> Result<Loaded<M>, Refusal>
+        + Send
+        + 'static,
+{
+    let desk = Arc::new(Desk::default());
+    let outbox = Arc::new(Outbox::default());
+    let (ends, ends_of_threads) = sync_channel(THREADS);
+    let (ask, asked) = sync_channel(1);
+    {
+        let (socket, outbox) = (socket.try_clone()?, Arc::clone(&outbox));
+        spawn("engine-writer", &ends, move || write_all(socket, &outbox))?;
+    }
+    {
+        let (socket, desk) = (socket.try_clone()?, Arc::clone(&desk));
+        spawn("engine-reader", &ends, move || Some(read_all(socket, &ask, &desk)))?;
+    }
+    {
+        let (desk, outbox, ends) = (Arc::clone(&desk), Arc::clone(&outbox), ends.clone());
+        let shop = Shop { desk, outbox, now };
+        spawn("engine-model", &ends.clone(), move || shop.open(&asked, load, &ends))?;
+    }
+    drop(ends);
+    let first = std::iter::from_fn(|| ends_of_threads.recv().ok()).flatten().next();
+    // No more work; but what was said is still written, a refusal to load above all.
+    desk.close();
+    outbox.close();
+    outbox.wait_written(PARTING);
+    // Nobody writes any more, and this ends the reader. An error means that the socket is closed already.
+    let _ = socket.shutdown(Shutdown::Both);
+    let ended =
+        first.unwrap_or_else(|| Ended::Broken("no thread of the engine is left".to_owned()));
+    Ok(Farewell { ended, busy: !all_end(&ends_of_threads) })
+}
+
+/// Waits for the threads, but not long. Each has one end of the channel.
+fn all_end(ends: &Receiver<Option<Ended>>) -> bool {
+    let deadline = Instant::now() + PARTING;
+    loop {
+        match ends.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(_) => {}
+            Err(RecvTimeoutError::Disconnected) => return true,
+            Err(RecvTimeoutError::Timeout) => return false,
+        }
+    }
+}
+
+/// Starts a thread that tells how it ended, a panic included. There is room for one word of each, so none waits.
+fn spawn(
+    name: &'static str,
+    ends: &SyncSender<Option<Ended>>,
+    body: impl FnOnce() -> Option<Ended> + Send + 'static,
+) -> io::Result<()> {
+    let ends = ends.clone();
+    let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(DEEP_STACK);
+    // The handle is let go: the channel tells of the end, and a thread that hangs must not be waited for.
+    thread.spawn(move || {
+        let ended = catch_unwind(AssertUnwindSafe(body));
+        let ended = ended.unwrap_or_else(|panic| {
+            Some(Ended::Broken(format!("{name} panicked: {}", words(&*panic))))
+        });
+        let _ = ends.send(ended);
+    })?;
+    Ok(())
+}
+
+/// What a panic said.
+fn words(panic: &(dyn Any + Send)) -> &str {
+    let literal = panic.downcast_ref::<&str>().copied();
+    literal.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no words")
+}
+
+/// Reads orders until there are no more. The first must say what to load.
+fn read_all<P>(mut socket: UnixStream, ask: &SyncSender<LoadRequest>, desk: &Desk<P>) -> Ended {
+    let mut asked = false;
+    loop {
+        let order = match read_frame(&mut socket) {
+            Ok(Some(order)) => order,
+            Ok(None) => return Ended::Unwanted,
+            Err(error) => {
+                return Ended::Broken(format!("the service sent what is no order: {error}"));
+            }
+        };
+        match order {
+            ToEngine::Load(load) if !asked => {
+                asked = true;
+                // The model's thread waits for just this one.
+                let _ = ask.send(load);
+            }
+            ToEngine::Load(_) => {
+                return Ended::Broken("the service asked for a second model".to_owned());
+            }
+            _ if !asked => {
+                return Ended::Broken(
+                    "the service gave an order before it said what to load".to_owned(),
+                );
+            }
+            ToEngine::Check { check, request } => desk.put(Job::Check { check, request }),
+            ToEngine::Start { id, request, seed, resume } => {
+                desk.put(Job::Start { id, request, seed, resume })
+            }
+            ToEngine::Cancel { id } => desk.cancel(id),
+        }
+    }
+}
+
+/// The next order; `None` when the service is gone, be it in the middle of a frame.
+fn read_frame(socket: &mut UnixStream) -> Result<Option<ToEngine>, FrameError> {
+    let mut prefix = [0; 4];
+    if socket.read_exact(&mut prefix).is_err() {
+        return Ok(None);
+    }
+    let mut body = vec![0; frames::body_length(prefix)?];
+    if socket.read_exact(&mut body).is_err() {
+        return Ok(None);
+    }
+    frames::decode(&body).map(Some)
+}
+
+/// Writes frames until there are no more. That the service is gone is the reader's to tell.
+fn write_all(mut socket: UnixStream, outbox: &Outbox) -> Option<Ended> {
+    while let Some(frame) = outbox.next() {
+        let written = match frames::encode(&frame) {
+            Ok(bytes) => socket.write_all(&bytes),
+            Err(error) => {
+                outbox.abandon();
+                return Some(Ended::Broken(format!(
+                    "a message to the service cannot be written: {error}"
+                )));
+            }
+        };
+        if let Err(error) = written {
+            tracing::debug!(%error, "the service reads no more");
+            outbox.abandon();
+            return None;
+        }
+    }
+    None
+}
+
+/// What the model's and the checker's threads work with.
+struct Shop<P> {
+    desk: Arc<Desk<P>>,
+    outbox: Arc<Outbox>,
+    now: fn() -> Instant,
+}
+
+impl<P: Send + 'static> Shop<P> {
+    /// The model's thread: loads, then serves until the desk closes.
+    fn open<M, L>(
+        self,
+        asked: &Receiver<LoadRequest>,
+        load: L,
+        ends: &SyncSender<Option<Ended>>,
+    ) -> Option<Ended>
+    where
+        M: Model,
+        M::Checker: Checker<Prepared = P>,
+        L: FnOnce(&LoadRequest, &mut dyn FnMut(LoadStage)) -> Result<Loaded<M>, Refusal>,
+    {
+        // The reader ended before it was told anything; it says why.
+        let request = asked.recv().ok()?;
+        let loaded = right_version(&request)
+            // Each stage is written before it begins, because the process may not survive it.
+            .and_then(|()| {
+                load(&request, &mut |stage| self.outbox.say(FromEngine::Loading(stage)))
+            });
+        let Loaded { info, checker, mut model } = match loaded {
+            Ok(loaded) => loaded,
+            Err(refusal) => {
+                tracing::error!("{refusal}");
+                self.outbox.push(FromEngine::LoadFailed(refusal));
+                return Some(Ended::LoadFailed);
+            }
+        };
+        let (desk, outbox) = (Arc::clone(&self.desk), Arc::clone(&self.outbox));
+        if let Err(error) =
+            spawn("engine-checker", ends, move || prepare_all(&checker, &desk, &outbox))
+        {
+            return Some(Ended::Broken(format!("the system gives no thread: {error}")));
+        }
+        self.outbox.push(FromEngine::Ready(info));
+        self.serve(&mut model)
+    }
+
+    fn serve<M: Model>(&self, model: &mut M) -> Option<Ended>
+    where
+        M::Checker: Checker<Prepared = P>,
+    {
+        let mut beat = (self.now)();
+        while let Some(orders) = self.desk.orders(model.is_idle()) {
+            for order in orders {
+                match order {
+                    Order::Cancel { id } => model.cancel(id),
+                    Order::Start { id, prepared, seed, resume } => {
+                        if let Err(refusal) = model.start(id, prepared, seed, &resume) {
+                            self.outbox
+                                .push(FromEngine::Event { id, event: Event::Failed(refusal) });
+                        }
+                    }
+                }
+            }
+            if model.is_idle() {
+                continue;
+            }
+            if let Err(error) =
+                model.step(&mut |id, event| self.outbox.push(FromEngine::Event { id, event }))
+            {
+                let error = chain(&error);
+                tracing::error!("a step of the model failed: {error}");
+                return Some(Ended::Broken(format!("a step of the model failed: {error}")));
+            }
+            let now = (self.now)();
+            if now.saturating_duration_since(beat) >= HEARTBEAT {
+                beat = now;
+                self.outbox.push(FromEngine::Heartbeat);
+            }
+        }
+        None
+    }
+}
+
+/// The checker's thread.
+fn prepare_all<C: Checker>(
+    checker: &C,
+    desk: &Desk<C::Prepared>,
+    outbox: &Outbox,
+) -> Option<Ended> {
+    while let Some(job) = desk.job() {
+        match job {
+            Job::Check { check, request } => {
+                let result = prepare(checker, &request).map(|(_, checked)| checked);
+                outbox.push(FromEngine::Checked { check, result });
+            }
+            Job::Start { id, request, seed, resume } => match prepare(checker, &request) {
+                Ok((prepared, _)) => {
+                    desk.prepared(id, Some(Order::Start { id, prepared, seed, resume }));
+                }
+                Err(refusal) => {
+                    if desk.prepared(id, None) {
+                        outbox.push(FromEngine::Event { id, event: Event::Failed(refusal) });
+                    }
+                }
+            },
+        }
+    }
+    None
+}
+
+/// A panic over one request is that request's end, and nobody else's: preparing leaves nothing behind that another could meet.
+fn prepare<C: Checker>(
+    checker: &C,
+    request: &Request,
+) -> Result<(C::Prepared, CheckedPrompt), Refusal> {
+    catch_unwind(AssertUnwindSafe(|| checker.prepare(request))).unwrap_or_else(|panic| {
+        let message =
+            format!("promptd has a fault that this prompt brings out: {}", words(&*panic));
+        Err(Refusal::new(Code::Internal, message))
+    })
+}
+
+fn right_version(request: &LoadRequest) -> Result<(), Refusal> {
+    if request.version == frames::VERSION {
+        return Ok(());
+    }
+    let message = format!(
+        "the service speaks version {} to its engine, whose program file has version {}: the file was replaced while the \
+         service ran; restart promptd",
+        request.version,
+        frames::VERSION
+    );
+    Err(Refusal::new(Code::ModelFailed, message))
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

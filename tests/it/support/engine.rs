@@ -1,0 +1,110 @@
+//! An engine that moves only when the test says so: the other ends of the scheduler's port.
+
+use promptd::engine::client::{EngineEvent, EnginePort};
+use promptd::engine::frames::{CheckedPrompt, FromEngine, ModelInfo, ToEngine};
+use promptd::engine::{Death, DeathReport, Phase};
+use promptd::request::{Event, PromptId, Request};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+use super::words;
+
+/// The engine and its supervisor, in the test's hands.
+pub(crate) struct ScriptedEngine {
+    events: mpsc::Sender<EngineEvent>,
+    orders: Option<mpsc::Receiver<ToEngine>>,
+    pid: u32,
+}
+
+/// A prompt that the scheduler started.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Started {
+    pub(crate) id: PromptId,
+    pub(crate) request: Request,
+    pub(crate) seed: u64,
+    pub(crate) resume: Vec<u32>,
+}
+
+impl ScriptedEngine {
+    /// No engine runs yet.
+    pub(crate) fn new() -> (ScriptedEngine, EnginePort) {
+        let (events, received) = mpsc::channel(1);
+        (ScriptedEngine { events, orders: None, pid: 100 }, EnginePort { events: received })
+    }
+
+    /// An engine starts, and its model is ready at once.
+    pub(crate) async fn start(&mut self, info: ModelInfo) {
+        // No more room than the real one has at least: the scheduler must not depend on room.
+        let (to, orders) = mpsc::channel(1);
+        self.pid += 1;
+        self.orders = Some(orders);
+        self.emit(EngineEvent::Started { pid: self.pid, to }).await;
+        self.say(FromEngine::Ready(info)).await;
+    }
+
+    /// The engine dies of a signal while it serves.
+    pub(crate) async fn die(&mut self) {
+        self.orders = None;
+        let report = DeathReport::new(Death::Killed(9), Phase::Ready, &words::load());
+        self.emit(EngineEvent::Died { report, restart_in: Some(Duration::from_millis(100)) }).await;
+    }
+
+    /// Sends a frame.
+    pub(crate) async fn say(&mut self, frame: FromEngine) {
+        self.emit(EngineEvent::Frame(frame)).await;
+    }
+
+    /// Sends an event of a prompt.
+    pub(crate) async fn event(&mut self, id: PromptId, event: Event) {
+        self.say(FromEngine::Event { id, event }).await;
+    }
+
+    /// The next order.
+    pub(crate) async fn order(&mut self) -> ToEngine {
+        let orders = self.orders.as_mut().expect("an engine runs");
+        let wait = tokio::time::timeout(Duration::from_secs(3600), orders.recv());
+        wait.await.expect("an order comes").expect("the scheduler is there")
+    }
+
+    /// Whether no order waits, after everybody else had time to act.
+    pub(crate) async fn is_left_alone(&mut self) -> bool {
+        let orders = self.orders.as_mut().expect("an engine runs");
+        tokio::time::timeout(Duration::from_millis(1), orders.recv()).await.is_err()
+    }
+
+    /// Takes a check and finds the prompt good.
+    pub(crate) async fn approve(&mut self) {
+        match self.order().await {
+            ToEngine::Check { check, .. } => {
+                let result = Ok(CheckedPrompt { prompt_tokens: 4, max_tokens: 100 });
+                self.say(FromEngine::Checked { check, result }).await;
+            }
+            other => panic!("not a check: {other:?}"),
+        }
+    }
+
+    /// Takes a start.
+    pub(crate) async fn started(&mut self) -> Started {
+        match self.order().await {
+            ToEngine::Start { id, request, seed, resume } => Started { id, request, seed, resume },
+            other => panic!("not a start: {other:?}"),
+        }
+    }
+
+    /// Takes a cancel.
+    pub(crate) async fn cancelled(&mut self) -> PromptId {
+        match self.order().await {
+            ToEngine::Cancel { id } => id,
+            other => panic!("not a cancel: {other:?}"),
+        }
+    }
+
+    /// Waits until the scheduler has closed the port.
+    pub(crate) async fn dismissed(&mut self) {
+        self.events.closed().await;
+    }
+
+    async fn emit(&mut self, event: EngineEvent) {
+        self.events.send(event).await.expect("the scheduler is there");
+    }
+}

@@ -1,0 +1,68 @@
+//! Requests, submissions and model facts for tests that do not care about their contents.
+
+use promptd::engine::frames::{LoadRequest, ModelInfo, VERSION};
+use promptd::request::{
+    Constraint, Event, Finish, FinishReason, Identity, Input, Priority, Request, Sampling,
+    Submission, Timings, Usage,
+};
+
+/// A greedy completion of a text.
+pub(crate) fn request(text: &str) -> Request {
+    Request {
+        input: Input::Completion(text.to_owned()),
+        sampling: Sampling::default(),
+        max_tokens: None,
+        stop: Vec::new(),
+        constraint: Constraint::None,
+    }
+}
+
+/// The same text from somebody of that name.
+pub(crate) fn submission(who: &str, text: &str) -> Submission {
+    let identity = Identity(who.to_owned());
+    Submission { request: request(text), identity, priority: Priority::Normal, timeout: None }
+}
+
+/// A model with that many slots.
+pub(crate) fn model(slots: u16) -> ModelInfo {
+    ModelInfo {
+        name: "tiny".to_owned(),
+        architecture: "llama".to_owned(),
+        context: 512,
+        slots,
+        vocab_size: 512,
+        chat: false,
+        threads: 1,
+        runtime_version: "1.0".to_owned(),
+        provider: "CPU".to_owned(),
+        load_ms: 2000,
+    }
+}
+
+/// What to load.
+pub(crate) fn load() -> LoadRequest {
+    LoadRequest {
+        version: VERSION,
+        model: "/models/tiny".into(),
+        library: "/lib/libonnxruntime.so".into(),
+        threads: 0,
+        slots: 2,
+        context: 0,
+    }
+}
+
+/// One token and its text.
+pub(crate) fn delta(token: u32) -> Event {
+    Event::Delta { text: format!("<{token}>"), tokens: vec![token] }
+}
+
+/// A good end after that many tokens.
+pub(crate) fn finished(completion: u32) -> Event {
+    let usage = Usage { prompt: 4, cached: 0, completion };
+    Event::Finished(Finish {
+        reason: FinishReason::Stop,
+        usage,
+        timings: Timings::default(),
+        seed: 0,
+    })
+}
