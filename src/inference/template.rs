@@ -331,21 +331,23 @@ mod tests {
             let context = line["context"].as_object().unwrap();
             let known = ["messages", "add_generation_prompt", "date_string"];
             let messages: Option<Vec<Message>> =
-                context["messages"].as_array().unwrap().iter().map(message).collect();
+                line["context"]["messages"].as_array().unwrap().iter().map(message).collect();
             let (Some(messages), true) =
                 (messages, context.keys().all(|key| known.contains(&key.as_str())))
             else {
                 continue;
             };
-            if context["add_generation_prompt"] != true {
+            if line["context"]["add_generation_prompt"] != true {
                 continue;
             }
-            let file = root.join("chat-templates").join(line["template_file"].as_str().unwrap());
-            let source = format!(
-                "{{% set date_string = {} %}}{}",
-                context["date_string"],
-                std::fs::read_to_string(&file).unwrap()
-            );
+            let file = root
+                .join("chat-templates")
+                .join(line["template_file"].as_str().unwrap_or("inline"));
+            let inline = line["template"].as_str().map(str::to_owned);
+            let mut source = inline.unwrap_or_else(|| std::fs::read_to_string(&file).unwrap());
+            if let Some(date) = context.get("date_string") {
+                source.insert_str(0, &format!("{{% set date_string = {date} %}}"));
+            }
             let text = |key: &str| line[key].as_str().map(str::to_owned);
             total += 1;
             let rendered = Template::compile(&file, &source, text("bos_token"), text("eos_token"))
@@ -357,9 +359,9 @@ mod tests {
                 _ => false,
             };
             if equal {
-                right += 1
+                right += 1;
             } else {
-                wrong.push(format!("{}: {rendered:?}\nexpected {}", line["id"], line["expected"]))
+                wrong.push(format!("{}: {rendered:?}\nexpected {}", line["id"], line["expected"]));
             }
         }
         println!("chat templates: {right}/{total}");

@@ -69,11 +69,12 @@ impl Tokenizer {
         let wrong = |reason: String| LoadError::File { path: PathBuf::from(file), reason };
         let value: Value =
             serde_json::from_slice(json).map_err(|error| wrong(format!("is not JSON: {error}")))?;
-        let speaking = tokenizers::Tokenizer::from_bytes(json)
-            .map_err(|error| wrong(format!("is no tokenizer: {error}")))?;
-        if speaking.get_vocab_size(false) == 0 {
+        let vocab = value.pointer("/model/vocab");
+        if vocab.is_some_and(|vocab| vocab.as_object().is_some_and(serde_json::Map::is_empty)) {
             return Err(wrong("has an empty vocabulary".into()));
         }
+        let speaking = tokenizers::Tokenizer::from_bytes(json)
+            .map_err(|error| wrong(format!("is no tokenizer: {error}")))?;
         let mut plain = speaking.clone();
         plain.set_encode_special_tokens(true);
         let mut specials: Vec<Special> = speaking

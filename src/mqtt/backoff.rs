@@ -5,15 +5,17 @@ use std::time::Duration;
 /// The first wait is at most this long.
 const FIRST: Duration = Duration::from_millis(500);
 /// No wait is longer than this.
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_mins(1);
 /// While a broker that cannot be reached has been away for less than [`PATIENCE`], no wait is longer than this: a
 /// broker that restarts is found again within five seconds. With full jitter that is one try in 2.5 s on average.
 const LONGEST_AT_FIRST: Duration = Duration::from_secs(5);
 /// After this long the broker is not merely restarting.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_mins(10);
 /// A connection that held this long was a good one: the next trouble begins at [`FIRST`] again. A broker that lets
 /// promptd in and throws it out at once is no good one.
 const GOOD: Duration = Duration::from_secs(10);
+/// One that a broker ended on purpose has to have held for longer: two boards with one client id throw each other out.
+const GOOD_BUT_REFUSED: Duration = Duration::from_mins(2);
 
 /// What ended a connection or a try, as far as the wait depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +42,7 @@ impl Backoff {
         outage: Duration,
         chance: f64,
     ) -> Duration {
-        if held >= GOOD && kind == Kind::Away {
+        if held >= if kind == Kind::Away { GOOD } else { GOOD_BUT_REFUSED } {
             self.tries = 0;
         }
         let cap = if kind == Kind::Away && outage < PATIENCE { LONGEST_AT_FIRST } else { LONGEST };
@@ -88,6 +90,11 @@ mod tests {
             LONGEST_AT_FIRST
         );
         assert_eq!(backoff.after(Kind::Away, GOOD, Duration::ZERO, 1.0), FIRST);
+        for _ in 0..9 {
+            backoff.after(Kind::Refused, GOOD, Duration::ZERO, 1.0);
+        }
+        assert_eq!(backoff.after(Kind::Refused, GOOD, Duration::ZERO, 1.0), LONGEST);
+        assert_eq!(backoff.after(Kind::Refused, GOOD_BUT_REFUSED, Duration::ZERO, 1.0), FIRST);
     }
 
     #[test]

@@ -249,6 +249,11 @@ impl Trouble {
         Trouble { kind: Kind::Away, reason: reason.into(), undecodable: false }
     }
 
+    /// The library made a mistake; the next connection begins with a new state of it.
+    pub(super) fn panicked() -> Trouble {
+        Trouble::refused("the MQTT library panicked")
+    }
+
     fn refused(reason: impl Into<String>) -> Trouble {
         Trouble { kind: Kind::Refused, reason: reason.into(), undecodable: false }
     }
@@ -265,7 +270,7 @@ impl Trouble {
                 Trouble::refused("it answered with something that is not MQTT 5")
             }
             ConnectionError::MqttState(state) => broken(state),
-            other => Trouble::away(other.to_string()),
+            ConnectionError::RequestsDone => Trouble::away("the MQTT library gave up"),
         }
     }
 }
@@ -309,9 +314,20 @@ fn broken(error: StateError) -> Trouble {
             "another client connected with the same client id; each board needs its own mqtt.node or mqtt.client_id",
         ),
         StateError::ServerDisconnect { reason_code, reason_string } => {
+            use DisconnectReasonCode as Is;
             let text =
                 reason_string.map(|text| format!(": {}", text.escape_debug())).unwrap_or_default();
-            Trouble::away(format!("it said goodbye ({reason_code:?}{text})"))
+            let reason = format!("it said goodbye ({reason_code:?}{text})");
+            match reason_code {
+                Is::NormalDisconnection
+                | Is::ServerShuttingDown
+                | Is::ServerBusy
+                | Is::KeepAliveTimeout
+                | Is::MaximumConnectTime
+                | Is::ServerMoved => Trouble::away(reason),
+                // It objects to what promptd did, and promptd will do it again.
+                _ => Trouble::refused(reason),
+            }
         }
         StateError::Deserialization(error) => Trouble {
             kind: Kind::Refused,

@@ -8,33 +8,30 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tracing::{debug, error, warn};
 
-use super::client::{CONNECT_TIMEOUT, Client, OFFLINE, Options, Welcome};
+use super::client::{CONNECT_TIMEOUT, Client, Options, Welcome};
 use super::ledger::Ledger;
 use super::link::{self, Event};
 use super::message::{Delivery, Publication};
 use super::outbox::{Next, Outbox, Owner};
-use super::prompt::{Numbered, Report};
+use super::prompt::Numbered;
 use super::reply::{self, Address, Allowed, Form};
+use super::seldom::Seldom;
+use super::states::STATUS_EVERY;
 use super::topic::Topics;
 use super::{Config, ConfigError, Facts};
 use crate::request::{Code, Refusal};
 use crate::scheduler::{Scheduler, Status};
-use crate::wire::{Answer, PROTOCOL, progress_object, status_object, stream_end, stream_piece};
 
 /// Events between the connection and the door. Few, because a message may have a megabyte.
 const EVENTS: usize = 16;
 /// Reports between the prompts and the door; a prompt waits when it is full.
 const REPORTS: usize = 64;
-/// The status is published at most this often.
-const STATUS_EVERY: Duration = Duration::from_millis(500);
 /// A broker that lets promptd in but not listen is asked again after this long, over a new connection.
-const SUBSCRIBE_AGAIN: Duration = Duration::from_secs(60);
-/// How long an answer is worth delivering whose asker set no deadline: as long as the broker keeps a session.
-const ANSWER_WANTED: Duration = Duration::from_secs(3600);
-/// How long a refusal is worth delivering.
-const REFUSAL_WANTED: Duration = Duration::from_secs(60);
+const SUBSCRIBE_AGAIN: Duration = Duration::from_mins(1);
+/// How long a refusal is worth delivering, and an answer that is given a second time.
+pub(super) const REFUSAL_WANTED: Duration = Duration::from_mins(1);
 /// How often old answers are forgotten while nothing else happens.
-const TIDY_EVERY: Duration = Duration::from_secs(60);
+const TIDY_EVERY: Duration = Duration::from_mins(1);
 
 /// Runs the door; returns after the goodbye.
 pub(crate) async fn run(
@@ -96,7 +93,7 @@ fn chance() -> f64 {
 pub(super) struct Connection {
     pub(super) epoch: u64,
     pub(super) client: Client,
-    max_packet: usize,
+    pub(super) max_packet: usize,
     subscribed: bool,
     subscribe_again: Option<Instant>,
 }
@@ -134,10 +131,13 @@ pub(super) struct Door {
     pub(super) reports: (mpsc::Sender<Numbered>, mpsc::Receiver<Numbered>),
     pub(super) leaving: bool,
     pub(super) said_retained: bool,
+    pub(super) said_left_out: Seldom,
+    said_refused: Seldom,
+    said_large: Seldom,
     acks: VecDeque<Delivery>,
-    status_dirty: bool,
-    status_last: Option<(Instant, String)>,
-    info_last: Option<String>,
+    pub(super) status_dirty: bool,
+    pub(super) status_last: Option<(Instant, String)>,
+    pub(super) info_last: Option<String>,
     tidied: Instant,
 }
 
@@ -161,6 +161,9 @@ impl Door {
             reports: mpsc::channel(REPORTS),
             leaving: false,
             said_retained: false,
+            said_left_out: Seldom::default(),
+            said_refused: Seldom::default(),
+            said_large: Seldom::default(),
             acks: VecDeque::new(),
             status_dirty: false,
             status_last: None,
@@ -219,7 +222,7 @@ impl Door {
         match event {
             Event::Up { epoch, client, welcome } => self.up(epoch, client, &welcome),
             Event::Subscribed(result) => self.subscribed(result, now),
-            Event::Message(message) => self.message(message, now),
+            Event::Message(message) => self.message(&message, now),
             Event::Useless { packet } => {
                 let epoch = self.connection.as_ref().map(|connection| connection.epoch);
                 if let Some(epoch) = epoch.filter(|_| packet > 0) {
@@ -229,10 +232,14 @@ impl Door {
             Event::Sent { packet } => self.outbox.sent(packet),
             Event::Acknowledged { packet, refused } => {
                 let Some(done) = self.outbox.acknowledged(packet) else { return };
-                if let Some(reason) = refused {
+                if let Some(reason) = refused
+                    && let Some(others) = self.said_refused.now(now)
+                {
                     warn!(
+                        others,
                         topic = done.topic,
-                        reason, "the broker did not take a message; its access rules may forbid it"
+                        reason,
+                        "the broker did not take a message; its access rules may forbid it"
                     );
                 }
                 self.done(&done.owner, now);
@@ -329,12 +336,15 @@ impl Door {
     fn too_large(&mut self, owner: &Owner, publication: Publication, now: Instant) {
         let (have, most) =
             (publication.weight(), self.connection.as_ref().map_or(0, |c| c.max_packet));
-        warn!(
-            topic = publication.topic,
-            bytes = have,
-            limit = most,
-            "a message is larger than the broker takes"
-        );
+        if let Some(others) = self.said_large.now(now) {
+            warn!(
+                others,
+                topic = publication.topic,
+                bytes = have,
+                limit = most,
+                "a message is larger than the broker takes"
+            );
+        }
         let Owner::Answer(number) = owner else { return };
         let message =
             "the answer is larger than the broker takes; ask for it in parts with `max_bytes`";
@@ -349,198 +359,4 @@ impl Door {
             self.outbox.push(owner.clone(), error, Some(now + REFUSAL_WANTED));
         }
     }
-
-    fn publish_status(&mut self, now: Instant) {
-        if self.status_last.as_ref().is_some_and(|(last, _)| now < *last + STATUS_EVERY) {
-            return;
-        }
-        self.status_dirty = false;
-        let status = self.status.borrow_and_update().clone();
-        let info = self.info(&status);
-        if self.info_last.as_ref() != Some(&info) {
-            self.info_last = Some(info.clone());
-            self.publish_state(self.topics.info(), info, Some("application/json"));
-        }
-        let text = status_object(&status).to_string();
-        if self.status_last.as_ref().is_some_and(|(_, last)| *last == text) {
-            return;
-        }
-        self.status_last = Some((now, text.clone()));
-        self.publish_state(self.topics.status(), text, Some("application/json"));
-    }
-
-    fn info(&self, status: &Status) -> String {
-        let limits = &self.facts.limits;
-        let model = status.model.as_ref();
-        serde_json::json!({
-            "version": self.facts.version, "protocol": PROTOCOL, "node": self.node, "mqtt": 5,
-            "model": model.map(|model| &model.name),
-            "profiles": self.facts.profiles.names().collect::<Vec<_>>(),
-            "limits": {
-                "payload_bytes": limits.payload_bytes, "messages": limits.messages, "stop": limits.stop_strings,
-                "context": model.map(|model| model.context), "slots": model.map(|model| model.slots),
-                "queue": status.queue_limit,
-            },
-        })
-        .to_string()
-    }
-
-    pub(super) fn publish_state(
-        &mut self,
-        topic: String,
-        text: String,
-        content_type: Option<&'static str>,
-    ) {
-        let publication = Publication {
-            topic,
-            payload: text.into(),
-            retain: true,
-            content_type,
-            ..Publication::default()
-        };
-        self.outbox.push(Owner::State, publication, None);
-    }
-
-    /// Publishes `offline`, as the broker would if promptd vanished.
-    pub(super) fn publish_offline(&mut self) {
-        self.publish_state(self.topics.availability(), OFFLINE.to_owned(), None);
-    }
-
-    /// Something happened to a prompt.
-    pub(super) fn report(&mut self, number: u64, report: Report, now: Instant) {
-        match report {
-            Report::Accepted(id) => {
-                self.ledger.accepted(number, id);
-                let Some(prompt) = self.prompts.get_mut(&number) else { return };
-                prompt.level.get_or_insert_with(|| id.to_string());
-                // Without an id of its own the answer names promptd's, which the stream's topic has.
-                if prompt.stream && prompt.id.is_none() {
-                    prompt.id = Some(id.to_string());
-                }
-                self.progress(number, None);
-            }
-            Report::Progress(event) => self.progress(number, Some(&event)),
-            Report::Piece(text) => self.stream(number, |seq| stream_piece(None, seq, &text)),
-            Report::Ended(result) => self.ended(number, result, now),
-        }
-    }
-
-    fn progress(&self, number: u64, event: Option<&crate::request::Event>) {
-        let Some(prompt) = self.prompts.get(&number).filter(|prompt| prompt.stream) else { return };
-        if let (Some(level), Some(object)) = (&prompt.level, progress_object(None, event)) {
-            self.tell(&Publication::json(self.topics.progress(level), &object));
-        }
-    }
-
-    fn stream(&mut self, number: u64, object: impl FnOnce(u64) -> serde_json::Value) {
-        let Some(prompt) = self.prompts.get_mut(&number).filter(|prompt| prompt.stream) else {
-            return;
-        };
-        let Some(level) = prompt.level.clone() else { return };
-        let object = object(prompt.seq);
-        prompt.seq += 1;
-        self.tell(&Publication::json(self.topics.stream(&level), &object));
-    }
-
-    /// Publishes what may be lost; the numbers in it show that it was.
-    fn tell(&self, publication: &Publication) {
-        if let Some(connection) = &self.connection
-            && publication.weight() <= connection.max_packet
-            && connection.client.tell(publication).is_err()
-        {
-            debug!(
-                topic = publication.topic,
-                "a piece of a stream was left out: the broker is too slow"
-            );
-        }
-    }
-
-    fn ended(
-        &mut self,
-        number: u64,
-        result: Result<(String, crate::request::Finish), Refusal>,
-        now: Instant,
-    ) {
-        self.stream(number, |seq| stream_end(None, seq, result.as_ref().err()));
-        let Some(prompt) = self.prompts.remove(&number) else { return };
-        let (messages, ok, until) = match result {
-            Ok((text, finish)) => {
-                let model = self
-                    .status
-                    .borrow()
-                    .model
-                    .as_ref()
-                    .map(|model| model.name.clone())
-                    .unwrap_or_default();
-                let answer = Answer {
-                    id: prompt.id.as_deref(),
-                    text: &text,
-                    is_json: prompt.is_json,
-                    finish: &finish,
-                    model: &model,
-                    node: Some(&self.node),
-                };
-                let until = prompt.until.unwrap_or(now + ANSWER_WANTED);
-                (reply::answer(&prompt.to, prompt.form, &answer), true, until)
-            }
-            // The next start gets it again and answers it.
-            Err(refusal)
-                if self.leaving
-                    && is_of_leaving(refusal.code)
-                    && self.ledger.can_come_again(number) =>
-            {
-                return self.ledger.hand_back(number);
-            }
-            Err(refusal) => {
-                let message =
-                    reply::refusal(&prompt.to, prompt.form, prompt.id.as_deref(), &refusal);
-                (vec![message], false, now + REFUSAL_WANTED)
-            }
-        };
-        self.answer(number, messages, ok, until);
-    }
-
-    /// Publishes the final messages of a prompt.
-    pub(super) fn answer(
-        &mut self,
-        number: u64,
-        messages: Vec<Publication>,
-        ok: bool,
-        until: Instant,
-    ) {
-        self.ledger.answering(number, messages.clone(), ok);
-        for message in messages {
-            self.outbox.push(Owner::Answer(number), message, Some(until));
-        }
-    }
-
-    /// A prompt's task is over; if it panicked, its prompt still needs an end.
-    fn task_ended(
-        &mut self,
-        ended: Result<(tokio::task::Id, ()), tokio::task::JoinError>,
-        now: Instant,
-    ) {
-        let Err(failed) = ended else { return };
-        if failed.is_cancelled() {
-            return;
-        }
-        error!("a prompt's task panicked; this is a bug");
-        let number = self
-            .prompts
-            .iter()
-            .find(|(_, prompt)| prompt.task.id() == failed.id())
-            .map(|(number, _)| *number);
-        if let Some(number) = number {
-            let refusal = Refusal::new(
-                Code::Internal,
-                "promptd made a mistake with this prompt; its log has more",
-            );
-            self.ended(number, Err(refusal), now);
-        }
-    }
-}
-
-/// The codes that a prompt may end with because promptd stops.
-fn is_of_leaving(code: Code) -> bool {
-    matches!(code, Code::Internal | Code::Cancelled | Code::Busy)
 }

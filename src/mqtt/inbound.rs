@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
-use super::door::{Door, Prompt};
+use super::door::{Door, Prompt, REFUSAL_WANTED};
 use super::ledger::{Key, Known};
 use super::message::{Message, Publication};
 use super::prompt;
@@ -16,8 +16,6 @@ use crate::request::{Code, Identity, Refusal};
 use crate::scheduler::State;
 use crate::wire::{AskError, Asked, Context, parse_ask};
 
-/// How long a refusal or a repeated answer is worth delivering.
-const REFUSAL_WANTED: Duration = Duration::from_secs(60);
 /// When it is worth asking again if the door itself is full.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// The most bytes of a cancel: an id, and some room.
@@ -33,7 +31,7 @@ struct Arrival<'a> {
 
 impl Door {
     /// A message came.
-    pub(super) fn message(&mut self, message: Message, now: Instant) {
+    pub(super) fn message(&mut self, message: &Message, now: Instant) {
         let topics = self.topics.clone();
         match topics.parse(&message.topic) {
             None => self.acknowledge(message.delivery),
@@ -58,9 +56,9 @@ impl Door {
             }
             // Over before it came; whoever asked does not listen any more.
             Some(Inbound::Ask(_)) if message.expiry == Some(Duration::ZERO) => {
-                self.acknowledge(message.delivery)
+                self.acknowledge(message.delivery);
             }
-            Some(Inbound::Ask(profile)) => self.ask(&message, profile, now),
+            Some(Inbound::Ask(profile)) => self.ask(message, profile, now),
         }
     }
 
@@ -97,6 +95,11 @@ impl Door {
         let stopping = self.leaving || self.status.borrow().state == State::Draining;
         if stopping && message.delivery.is_some() {
             return;
+        }
+        if self.leaving {
+            let refusal =
+                Refusal::new(Code::Busy, "promptd is stopping").with_retry_after(RETRY_AFTER);
+            return self.refuse(&arrival, form, &refusal, now);
         }
         if let Err(refusal) = self.admit(asked) {
             return self.refuse(&arrival, form, &refusal, now);
@@ -202,7 +205,12 @@ impl Door {
         let promised = self.ledger.working() + messages.len().saturating_sub(1);
         if !messages.iter().all(|message| self.outbox.has_room_for(message, promised)) {
             // The broker gives faster than it takes: answers that were promised go before refusals.
-            debug!("a refusal or repeated answer was left out: the broker takes no more");
+            if let Some(others) = self.said_left_out.now(now) {
+                warn!(
+                    others,
+                    "a refusal or repeated answer was left out: the broker takes no more"
+                );
+            }
             return self.acknowledge(arrival.message.delivery);
         }
         let id = arrival.id.map(str::to_owned);

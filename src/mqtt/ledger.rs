@@ -15,7 +15,7 @@ use crate::request::PromptId;
 /// these are for refusals and for `cancel`.
 pub(crate) const MAX_OPEN: usize = 48;
 /// How long an answer is kept for prompts that are delivered again. Azure's RPC over MQTT uses five minutes as well.
-const KEEP: Duration = Duration::from_secs(300);
+const KEEP: Duration = Duration::from_mins(5);
 /// The most answers kept: redeliveries come in the first seconds, and the broker has at most 64 of them.
 const MAX_KEPT: usize = 256;
 /// The most bytes of answers kept; a usual answer has some hundred.
@@ -249,6 +249,7 @@ mod tests {
         Key::new("me/r", correlation.as_ref(), id, "promptd/n/ask", payload.as_bytes())
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "as messages have it")]
     fn delivery(epoch: u64, packet: u16) -> Option<Delivery> {
         Some(Delivery { epoch, packet })
     }

@@ -69,10 +69,14 @@ pub(crate) async fn run(
                 "the broker keeps sending a packet that cannot be read; asking it to forget what it keeps for promptd"
             );
         }
-        let mut connection = Connection { epoch, events: &events, broker: &broker, up: None };
-        let end = connection.run(&options, clean_start).await;
-        let up = connection.up;
-        if up.is_some() && events.send(Event::Down).await.is_err() {
+        let connection =
+            Connection { epoch, events: events.clone(), broker: broker.clone(), up: None };
+        // A task of its own, so that a panic in the library costs one connection and not the door.
+        let task = tokio::spawn(connection.run(options.clone(), clean_start));
+        let (end, up) = task.await.unwrap_or_else(|_| (End::Trouble(Trouble::panicked()), None));
+        // After a panic it is not known whether the door was told of a connection; to be told twice that there is none is
+        // no harm.
+        if events.send(Event::Down).await.is_err() {
             return;
         }
         let End::Trouble(trouble) = end else { return };
@@ -103,15 +107,21 @@ pub(crate) async fn run(
     }
 }
 
-struct Connection<'a> {
+struct Connection {
     epoch: u64,
-    events: &'a mpsc::Sender<Event>,
-    broker: &'a str,
+    events: mpsc::Sender<Event>,
+    broker: String,
     up: Option<Instant>,
 }
 
-impl Connection<'_> {
-    async fn run(&mut self, options: &Options, clean_start: bool) -> End {
+impl Connection {
+    /// Connects and polls until the end; tells how it ended and since when it was up, if it was.
+    async fn run(mut self, options: Options, clean_start: bool) -> (End, Option<Instant>) {
+        let end = self.poll(&options, clean_start).await;
+        (end, self.up)
+    }
+
+    async fn poll(&mut self, options: &Options, clean_start: bool) -> End {
         let (sender, mut event_loop) = options.event_loop(clean_start);
         let abandoned = Arc::new(Notify::new());
         let client = Client::new(sender, Arc::clone(&abandoned));

@@ -7,7 +7,9 @@
 //! | `outbox`, `ledger`, `backoff` | what must still be sent, what is in work or was answered, when to connect again |
 //! | `client`, `link` | the library, and the task that keeps a connection |
 //! | `prompt` | a prompt's way through the scheduler |
-//! | `door`, `inbound`, `goodbye` | the one task that owns the state above, what it does with messages, how it leaves |
+//! | `seldom` | which lines of the log are held back |
+//! | `door` | the one task that owns all of this |
+//! | `inbound`, `outcome`, `states`, `goodbye` | what it does with messages, with what happens to a prompt, what it tells about promptd, how it leaves |
 //!
 //! A prompt that the broker wants acknowledged (`QoS` 1) is acknowledged after the broker took its answer: if promptd
 //! dies before, the broker sends the prompt again. Acknowledgements therefore go out in the order of the answers, not of
@@ -22,8 +24,11 @@ mod ledger;
 mod link;
 mod message;
 mod outbox;
+mod outcome;
 mod prompt;
 mod reply;
+mod seldom;
+mod states;
 mod topic;
 mod url;
 

@@ -98,16 +98,16 @@ pub(crate) fn answer(to: &Address, form: Form, answer: &Answer<'_>) -> Vec<Publi
         AnswerFormat::Text => answer.text.to_owned(),
     };
     let payloads = match form.max_bytes {
-        Some(most) if whole.len() > most => match parts(form.format, answer, most) {
-            Some(parts) => parts,
-            None => {
+        Some(most) if whole.len() > most => {
+            let Some(parts) = parts(form.format, answer, most) else {
                 let message = format!(
                     "the answer needs more than {MAX_PARTS} parts of {most} bytes; raise `max_bytes`"
                 );
                 let refusal = Refusal::new(Code::PayloadTooLarge, message).with_param("max_bytes");
                 return vec![self::refusal(to, form, answer.id, &refusal)];
-            }
-        },
+            };
+            parts
+        }
         _ => vec![whole],
     };
     let count = payloads.len();
@@ -234,7 +234,7 @@ fn part(
     Value::Object(object).to_string()
 }
 
-/// The bytes a character has in a JSON string as serde_json writes it.
+/// The bytes a character has in a JSON string as `serde_json` writes it.
 fn escaped_len(c: char) -> usize {
     match c {
         '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,

@@ -12,34 +12,11 @@ use promptd::request::{
 };
 use serde_json::Value;
 
+use crate::support::{library, material};
+
 const PLAIN: &str = "stories260k-plain-fp32";
 const FP32: &str = "stories260k-genai-fp32";
 const INT4: &str = "stories260k-genai-int4";
-
-/// libonnxruntime: `ORT_DYLIB_PATH`, or what `make build` fetched.
-fn library() -> Option<PathBuf> {
-    let fetched = || {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/onnxruntime");
-        let files = std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-        files.into_iter().find(|path| path.to_string_lossy().contains("libonnxruntime.so"))
-    };
-    let found = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).or_else(fetched);
-    if found.is_none() {
-        println!("skipped: no libonnxruntime; `make build` fetches it, or set ORT_DYLIB_PATH");
-    }
-    found
-}
-
-fn material() -> Option<PathBuf> {
-    let named = std::env::var_os("PROMPTD_TEST_MATERIAL").map(PathBuf::from);
-    let found =
-        named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/material"));
-    if !found.is_dir() {
-        println!("skipped: no {}; PROMPTD_TEST_MATERIAL can name another folder", found.display());
-        return None;
-    }
-    Some(found)
-}
 
 fn config(library: &Path, model: &Path, slots: u16) -> Config {
     Config {
@@ -58,7 +35,7 @@ fn open(config: &Config) -> Result<Loaded, LoadError> {
 
 /// A model of the material; `None` where it cannot be had.
 fn model(name: &str, slots: u16) -> Option<Loaded> {
-    let (library, material) = (library()?, material()?);
+    let (library, material) = (library(), material()?);
     Some(open(&config(&library, &material.join("models").join(name), slots)).unwrap())
 }
 

@@ -122,13 +122,13 @@ async fn only_the_text_and_in_parts() {
     let properties = message.properties.unwrap();
     assert_eq!(properties.content_type.as_deref(), Some("text/plain"));
     assert!(properties.user_properties.contains(&("status".into(), "ok".into())));
-    me.ask("promptd/n/ask", r#"{"id":"b","prompt":"hi","max_bytes":64}"#).await;
+    me.ask("promptd/n/ask", r#"{"id":"b","prompt":"hi","max_bytes":100}"#).await;
     let text = "Grüße aus der Küche. ".repeat(5);
     board.answer(&[&text]).await;
     let mut joined = String::new();
     for part in 1.. {
         let message = me.next().await;
-        assert!(message.payload.len() <= 64);
+        assert!(message.payload.len() <= 100);
         let object = json(&message);
         assert_eq!((&object["id"], &object["part"]), (&json!("b"), &json!(part)));
         joined.push_str(object["text"].as_str().unwrap());

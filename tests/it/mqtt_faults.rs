@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 
 use promptd::mqtt::{BrokerUrl, Config};
 use promptd::wire::Limits;
+use rumqttc::v5::MqttOptions;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use crate::support::broker::{Board, Broker, Client, answer, config, json, program, topic};
+use crate::support::broker::{Board, Broker, Client, Relay, answer, config, json, program, topic};
 
 /// Long enough to see that nothing comes.
 const A_WHILE: Duration = Duration::from_millis(300);
@@ -65,12 +68,7 @@ async fn an_answer_that_finds_no_broker_waits_for_it() {
     let mut me = Client::connect(broker.port, "me", &["promptd/n/answer/#"], true).await;
     me.ask("promptd/n/ask", r#"{"id":"a","prompt":"hi"}"#).await;
     let running = board.accepted().await;
-    // An equal prompt without a name is a prompt of its own, and each is redelivered.
-    me.ask("promptd/n/ask", "twin").await;
-    let twins = [board.accepted().await, {
-        me.ask("promptd/n/ask", "twin").await;
-        board.accepted().await
-    }];
+    // The broker writes what changed between two messages.
     tokio::time::sleep(Duration::from_millis(500)).await;
     broker.kill();
     answer(&running, &["while it was away"]).await;
@@ -83,17 +81,40 @@ async fn an_answer_that_finds_no_broker_waits_for_it() {
         (topic(&message), &json(&message)["text"]),
         ("promptd/n/answer/a", &json!("while it was away"))
     );
+}
+
+#[tokio::test]
+async fn prompts_delivered_again_are_not_generated_again() {
+    let Some(broker) = Broker::start("") else { return };
+    let relay = Relay::to(broker.port).await;
+    let mut board = Board::open(relay.port);
+    online(broker.port).await;
+    let mut me = Client::connect(broker.port, "me", &["promptd/n/answer/#"], false).await;
+    me.ask("promptd/n/ask", r#"{"id":"a","prompt":"hi"}"#).await;
+    let named = board.accepted().await;
+    // Equal prompts without a name are prompts of their own, and each is delivered again.
+    let mut twins = Vec::new();
+    for _ in 0..2 {
+        me.ask("promptd/n/ask", "twin").await;
+        twins.push(board.accepted().await);
+    }
+    relay.cut();
+    answer(&named, &["while it was away"]).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    relay.mend();
+    assert_eq!(json(&me.next().await)["text"], json!("while it was away"));
+    assert!(board.idle(A_WHILE).await, "none is generated twice");
     for twin in &twins {
         answer(twin, &["t"]).await;
         assert_eq!(json(&me.next().await)["text"], json!("t"));
     }
-    // The broker delivered the unacknowledged prompts again: none was generated twice, none answered twice.
+    assert!(me.silent(A_WHILE).await, "none is answered twice");
     assert!(board.idle(A_WHILE).await);
-    assert!(me.silent(A_WHILE).await);
     board.leave().await;
-    // And each was acknowledged: the next start gets nothing.
+    // And each was acknowledged on the connection it came on last: the next start gets nothing.
     let mut board = Board::open(broker.port);
-    assert!(board.idle(Duration::from_secs(1)).await);
+    online(broker.port).await;
+    assert!(board.idle(A_WHILE).await);
 }
 
 #[tokio::test]
@@ -118,26 +139,17 @@ async fn a_door_that_dies_gets_its_prompts_again() {
 #[tokio::test]
 async fn a_broker_that_stops_reading_is_noticed() {
     let Some(broker) = Broker::start("") else { return };
-    // The broker's place is taken by a relay, whose connections show when the door gives up.
-    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let (tell, mut accepted) = tokio::sync::mpsc::channel(100);
-    let target = broker.port;
-    let relay = tokio::spawn(async move {
-        loop {
-            let (mut near, _) = listener.accept().await.unwrap();
-            tell.send(Instant::now()).await.unwrap();
-            let mut far = tokio::net::TcpStream::connect(("127.0.0.1", target)).await.unwrap();
-            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
-        }
-    });
-    let mut board = Board::open(port);
+    // The relay's connections show when the door gives up.
+    let mut relay = Relay::to(broker.port).await;
+    let mut board = Board::open(relay.port);
     online(broker.port).await;
-    accepted.recv().await.unwrap();
+    relay.accepted.recv().await.unwrap();
     broker.freeze();
     let frozen = Instant::now();
-    let again =
-        tokio::time::timeout(Duration::from_secs(12), accepted.recv()).await.unwrap().unwrap();
+    let again = tokio::time::timeout(Duration::from_secs(12), relay.accepted.recv())
+        .await
+        .unwrap()
+        .unwrap();
     // 1.5 times the keep-alive of 5 s after the last sign of life, and the first wait of at most 0.5 s.
     let noticed = again - frozen;
     assert!(noticed <= Duration::from_millis(8500), "{noticed:?}");
@@ -146,7 +158,6 @@ async fn a_broker_that_stops_reading_is_noticed() {
     let me = Client::connect(broker.port, "me", &[], false).await;
     me.ask("promptd/n/ask", "hi").await;
     tokio::time::timeout(Duration::from_secs(15), board.answer(&["x"])).await.unwrap();
-    relay.abort();
 }
 
 #[tokio::test]
@@ -168,6 +179,154 @@ async fn whoever_hangs_up_at_once_is_not_stormed() {
     }
     assert!((2..=12).contains(&connections), "{connections} connections in 8 s");
     assert!(!board.door.is_finished());
+}
+
+/// Reads one packet and gives its first byte and what follows the length.
+async fn packet(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
+    let kind = stream.read_u8().await.ok()?;
+    let (mut length, mut shift) = (0, 0);
+    loop {
+        let byte = stream.read_u8().await.ok()?;
+        length |= usize::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte < 0x80 {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.ok()?;
+    Some((kind, body))
+}
+
+/// Plays a broker that has no session up to the confirmed subscription.
+async fn welcome(listener: &tokio::net::TcpListener) -> TcpStream {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    assert_eq!(packet(&mut stream).await.unwrap().0, 0x10);
+    stream.write_all(b"\x20\x03\x00\x00\x00").await.unwrap();
+    let (kind, subscribe) = packet(&mut stream).await.unwrap();
+    assert_eq!(kind, 0x82, "the subscription comes first");
+    let number = [subscribe[0], subscribe[1]];
+    stream.write_all(&[0x90, 5, number[0], number[1], 0, 1, 1]).await.unwrap();
+    stream
+}
+
+/// The next `QoS` 1 message on this topic: packet number and the rest.
+async fn published(stream: &mut TcpStream, topic: &str) -> ([u8; 2], Vec<u8>) {
+    loop {
+        let (kind, body) = packet(stream).await.unwrap();
+        let length = usize::from(body[0]) << 8 | usize::from(body[1]);
+        if kind & 0xf6 == 0x32 && &body[2..2 + length] == topic.as_bytes() {
+            return ([body[2 + length], body[3 + length]], body[4 + length..].to_vec());
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_that_were_never_acknowledged_are_published_again() {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let mut board = Board::open(listener.local_addr().unwrap().port());
+    let mut stream = welcome(&listener).await;
+    for id in *b"ab" {
+        // A QoS 1 prompt with packet number 7 or 8 and no properties.
+        let payload = format!(r#"{{"id":"{}","prompt":"hi"}}"#, char::from(id));
+        let length = u8::try_from(2 + 13 + 2 + 1 + payload.len()).unwrap();
+        let mut bytes = vec![0x32, length, 0, 13];
+        bytes.extend(b"promptd/n/ask");
+        bytes.extend([0, id - b'a' + 7, 0]);
+        bytes.extend(payload.as_bytes());
+        stream.write_all(&bytes).await.unwrap();
+        board.answer(&["x"]).await;
+    }
+    published(&mut stream, "promptd/n/answer/a").await;
+    let (second, _) = published(&mut stream, "promptd/n/answer/b").await;
+    // Out of order, and only one of them.
+    stream.write_all(&[0x40, 2, second[0], second[1]]).await.unwrap();
+    while packet(&mut stream).await.unwrap() != (0x40, vec![0, 8]) {}
+    drop(stream);
+    let mut stream = welcome(&listener).await;
+    let (first, rest) = published(&mut stream, "promptd/n/answer/a").await;
+    assert!(String::from_utf8_lossy(&rest).contains(r#""id":"a""#));
+    stream.write_all(&[0x40, 2, first[0], first[1]]).await.unwrap();
+    // Only that one, and the prompt is not acknowledged: its number means nothing on this connection.
+    let more = async {
+        loop {
+            let (kind, body) = packet(&mut stream).await.unwrap();
+            assert_ne!(kind, 0x40);
+            assert!(!String::from_utf8_lossy(&body).contains("/answer/"));
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(1), more).await.is_err());
+    board.stop.send(true).unwrap();
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_read_is_got_rid_of() {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let _board = Board::open(listener.local_addr().unwrap().port());
+    let mut clean = Vec::new();
+    let began = Instant::now();
+    while !clean.contains(&true) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (kind, connect) = packet(&mut stream).await.unwrap();
+        assert_eq!((kind, &connect[..7]), (0x10, b"\x00\x04MQTT\x05".as_slice()));
+        clean.push(connect[7] & 0x02 != 0);
+        // CONNACK with a session; PUBLISH to `a` with a user property that is no UTF-8.
+        let bad = b"\x20\x03\x01\x00\x00\x30\x0b\x00\x01a\x07\x26\x00\x01\xff\x00\x01b";
+        stream.write_all(bad).await.unwrap();
+        while packet(&mut stream).await.is_some() {}
+    }
+    assert_eq!(clean, [false, false, false, true], "after three in a row the session is given up");
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn a_broker_that_wants_no_pings_is_not_flooded_with_them() {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let _board = Board::open(listener.local_addr().unwrap().port());
+    let (mut stream, _) = listener.accept().await.unwrap();
+    packet(&mut stream).await.unwrap();
+    // CONNACK with Server Keep Alive 0.
+    stream.write_all(b"\x20\x06\x00\x00\x03\x13\x00\x00").await.unwrap();
+    let mut pings = 0;
+    let listen = async {
+        while let Some((kind, _)) = packet(&mut stream).await {
+            if kind == 0xc0 {
+                pings += 1;
+                stream.write_all(b"\xd0\x00").await.unwrap();
+            }
+        }
+    };
+    assert!(
+        tokio::time::timeout(Duration::from_secs(2), listen).await.is_err(),
+        "the connection holds"
+    );
+    assert!(pings <= 1, "{pings} pings");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_larger_than_the_broker_takes() {
+    let Some(broker) = Broker::start("max_packet_size 3000") else { return };
+    let mut board = Board::open(broker.port);
+    online(broker.port).await;
+    let mut me = Client::connect(broker.port, "me", &["promptd/n/answer/#"], false).await;
+    let long = "x".repeat(4000);
+    for (payload, parts) in [
+        (r#"{"id":"a","prompt":"hi"}"#, false),
+        (r#"{"id":"a","prompt":"hi","max_bytes":1000}"#, true),
+    ] {
+        me.ask("promptd/n/ask", payload).await;
+        board.answer(&[&long]).await;
+        let object = json(&me.next().await);
+        assert_eq!(object["id"], json!("a"));
+        if parts {
+            assert_eq!(object["part"], json!(1));
+        } else {
+            assert_eq!(
+                (&object["code"], &object["limit"]),
+                (&json!("payload_too_large"), &json!(3000))
+            );
+        }
+    }
 }
 
 #[tokio::test]
@@ -193,14 +352,17 @@ async fn a_wrong_password_is_retried_and_a_right_one_lets_in() {
     let with = |password: &str| {
         Board::with(Config { broker: url(password), ..config(broker.port) }, Limits::default())
     };
+    let mut options = MqttOptions::new("watcher", "127.0.0.1", broker.port);
+    options.set_credentials("me", "right");
+    let mut me = Client::with(options, &["promptd/n/availability"], false).await;
     let wrong = with("wrong");
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(me.silent(Duration::from_secs(1)).await);
     assert!(!wrong.door.is_finished(), "it may be put right at the broker");
     wrong.leave().await;
     let right = with("right");
-    // A door that leaves cleanly was in.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    me.until("promptd/n/availability", "online").await;
     right.leave().await;
+    me.until("promptd/n/availability", "offline").await;
 }
 
 #[tokio::test]

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use promptd::mqtt::{BrokerUrl, Config, ConfigError, Facts, serve};
 use promptd::request::{Event, Submission};
-use promptd::scheduler::Scheduler;
 use promptd::scheduler::scripted::{Call, Script, Verdict, scripted};
 use promptd::wire::{Limits, Profiles};
 use rumqttc::v5::mqttbytes::QoS;
@@ -113,6 +112,60 @@ impl Drop for Broker {
     }
 }
 
+/// Stands between a door and its broker, and cuts the connection when it is told to.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    pub(crate) port: u16,
+    /// When connections were asked for.
+    pub(crate) accepted: mpsc::Receiver<Instant>,
+    open: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Relay {
+    /// A relay to this port.
+    pub(crate) async fn to(target: u16) -> Relay {
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (tell, accepted) = mpsc::channel(100);
+        let (open, is_open) = watch::channel(true);
+        let task = tokio::spawn(async move {
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                tell.send(Instant::now()).await.unwrap();
+                let mut is_open = is_open.clone();
+                tokio::spawn(async move {
+                    let pass = async {
+                        let far = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, target));
+                        tokio::io::copy_bidirectional(&mut near, &mut far.await.unwrap()).await
+                    };
+                    tokio::select! {
+                        _ = is_open.wait_for(|open| !open) => {}
+                        _ = pass => {}
+                    }
+                });
+            }
+        });
+        Relay { port, accepted, open, task }
+    }
+
+    /// Cuts what there is and lets nothing through.
+    pub(crate) fn cut(&self) {
+        self.open.send_replace(false);
+    }
+
+    /// Lets new connections through.
+    pub(crate) fn mend(&self) {
+        self.open.send_replace(true);
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// Where a program is: brokers live in `sbin`, which not every user's path has.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -136,7 +189,11 @@ pub(crate) struct Client {
 impl Client {
     /// Connects and subscribes; returns when the broker has confirmed. With `keep` the broker keeps the session.
     pub(crate) async fn connect(port: u16, name: &str, topics: &[&str], keep: bool) -> Client {
-        let mut options = MqttOptions::new(name, "127.0.0.1", port);
+        Client::with(MqttOptions::new(name, "127.0.0.1", port), topics, keep).await
+    }
+
+    /// [`Client::connect`] with a user name, a password or whatever else.
+    pub(crate) async fn with(mut options: MqttOptions, topics: &[&str], keep: bool) -> Client {
         options.set_clean_start(!keep).set_session_expiry_interval(keep.then_some(600));
         options.set_max_packet_size(Some(4 << 20)).set_outgoing_inflight_upper_limit(100);
         let (sender, mut events) = AsyncClient::new(options, 1000);
@@ -245,7 +302,6 @@ pub(crate) struct Board {
     pub(crate) script: Script,
     pub(crate) stop: watch::Sender<bool>,
     pub(crate) door: JoinHandle<Result<(), ConfigError>>,
-    pub(crate) scheduler: Scheduler,
 }
 
 impl Board {
@@ -259,8 +315,8 @@ impl Board {
         let profiles: Profiles = toml::from_str("[lights]\nchoices = [\"on\", \"off\"]\n").unwrap();
         let facts = Facts { version: "1.2.3".to_owned(), profiles: Arc::new(profiles), limits };
         let (stop, stopped) = watch::channel(false);
-        let door = tokio::spawn(serve(config, scheduler.clone(), facts, stopped));
-        Board { script, stop, door, scheduler }
+        let door = tokio::spawn(serve(config, scheduler, facts, stopped));
+        Board { script, stop, door }
     }
 
     /// The next prompt.

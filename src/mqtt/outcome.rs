@@ -1,0 +1,151 @@
+//! What the door does with what happens to a prompt: pieces, progress, the answer.
+
+use std::time::{Duration, Instant};
+
+use tracing::{debug, error};
+
+use super::door::{Door, REFUSAL_WANTED};
+use super::message::Publication;
+use super::outbox::Owner;
+use super::prompt::Report;
+use super::reply;
+use crate::request::{Code, Event, Finish, Refusal};
+use crate::wire::{Answer, progress_object, stream_end, stream_piece};
+
+/// How long an answer is worth delivering whose asker set no deadline: as long as the broker keeps a session.
+const ANSWER_WANTED: Duration = Duration::from_hours(1);
+
+impl Door {
+    /// Something happened to a prompt.
+    pub(super) fn report(&mut self, number: u64, report: Report, now: Instant) {
+        match report {
+            Report::Accepted(id) => {
+                self.ledger.accepted(number, id);
+                let Some(prompt) = self.prompts.get_mut(&number) else { return };
+                prompt.level.get_or_insert_with(|| id.to_string());
+                // Without an id of its own the answer names promptd's, which the stream's topic has.
+                if prompt.stream && prompt.id.is_none() {
+                    prompt.id = Some(id.to_string());
+                }
+                self.progress(number, None);
+            }
+            Report::Progress(event) => self.progress(number, Some(&event)),
+            Report::Piece(text) => self.stream(number, |seq| stream_piece(None, seq, &text)),
+            Report::Ended(result) => self.ended(number, result, now),
+        }
+    }
+
+    fn progress(&self, number: u64, event: Option<&Event>) {
+        let Some(prompt) = self.prompts.get(&number).filter(|prompt| prompt.stream) else { return };
+        if let (Some(level), Some(object)) = (&prompt.level, progress_object(None, event)) {
+            self.tell(&Publication::json(self.topics.progress(level), &object));
+        }
+    }
+
+    fn stream(&mut self, number: u64, object: impl FnOnce(u64) -> serde_json::Value) {
+        let Some(prompt) = self.prompts.get_mut(&number).filter(|prompt| prompt.stream) else {
+            return;
+        };
+        let Some(level) = prompt.level.clone() else { return };
+        let object = object(prompt.seq);
+        prompt.seq += 1;
+        self.tell(&Publication::json(self.topics.stream(&level), &object));
+    }
+
+    /// Publishes what may be lost; the numbers in it show that it was.
+    fn tell(&self, publication: &Publication) {
+        if let Some(connection) = &self.connection
+            && publication.weight() <= connection.max_packet
+            && connection.client.tell(publication).is_err()
+        {
+            debug!(
+                topic = publication.topic,
+                "a piece of a stream was left out: the broker is too slow"
+            );
+        }
+    }
+
+    fn ended(&mut self, number: u64, result: Result<(String, Finish), Refusal>, now: Instant) {
+        self.stream(number, |seq| stream_end(None, seq, result.as_ref().err()));
+        let Some(prompt) = self.prompts.remove(&number) else { return };
+        let (messages, ok, until) = match result {
+            Ok((text, finish)) => {
+                let model = self
+                    .status
+                    .borrow()
+                    .model
+                    .as_ref()
+                    .map(|model| model.name.clone())
+                    .unwrap_or_default();
+                let answer = Answer {
+                    id: prompt.id.as_deref(),
+                    text: &text,
+                    is_json: prompt.is_json,
+                    finish: &finish,
+                    model: &model,
+                    node: Some(&self.node),
+                };
+                let until = prompt.until.unwrap_or(now + ANSWER_WANTED);
+                (reply::answer(&prompt.to, prompt.form, &answer), true, until)
+            }
+            // The next start gets it again and answers it.
+            Err(refusal)
+                if self.leaving
+                    && is_of_leaving(refusal.code)
+                    && self.ledger.can_come_again(number) =>
+            {
+                return self.ledger.hand_back(number);
+            }
+            Err(refusal) => {
+                let message =
+                    reply::refusal(&prompt.to, prompt.form, prompt.id.as_deref(), &refusal);
+                (vec![message], false, now + REFUSAL_WANTED)
+            }
+        };
+        self.answer(number, messages, ok, until);
+    }
+
+    /// Publishes the final messages of a prompt.
+    pub(super) fn answer(
+        &mut self,
+        number: u64,
+        messages: Vec<Publication>,
+        ok: bool,
+        until: Instant,
+    ) {
+        self.ledger.answering(number, messages.clone(), ok);
+        for message in messages {
+            self.outbox.push(Owner::Answer(number), message, Some(until));
+        }
+    }
+
+    /// A prompt's task is over; if it panicked, its prompt still needs an end.
+    pub(super) fn task_ended(
+        &mut self,
+        ended: Result<(tokio::task::Id, ()), tokio::task::JoinError>,
+        now: Instant,
+    ) {
+        let Err(failed) = ended else { return };
+        if failed.is_cancelled() {
+            return;
+        }
+        error!("a prompt's task panicked; this is a bug");
+        let number = self
+            .prompts
+            .iter()
+            .find(|(_, prompt)| prompt.task.id() == failed.id())
+            .map(|(number, _)| *number);
+        if let Some(number) = number {
+            let refusal = Refusal::new(
+                Code::Internal,
+                "promptd made a mistake with this prompt; its log has more",
+            );
+            self.ended(number, Err(refusal), now);
+        }
+    }
+}
+
+/// The codes that a prompt may end with because promptd stops.
+fn is_of_leaving(code: Code) -> bool {
+    matches!(code, Code::Internal | Code::Cancelled | Code::Busy)
+}
