@@ -600,3 +600,7 @@ fn timeout() -> Refusal {
 #[cfg(test)]
 #[path = "core_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "core_ledger_tests.rs"]
+mod ledger_tests;

@@ -1,0 +1,122 @@
+//! Puts the inference room behind the engine's loop, and is the whole of `promptd engine`. The only file that knows both.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::frames::{CheckedPrompt, LoadRequest, LoadStage, ModelInfo};
+use super::process::{self, Checker, Ended, Farewell, Loaded, Model};
+use crate::inference::{self, Prepared, Preparer, Runner, Stage, StepError};
+use crate::request::{Event, PromptId, Refusal, Request};
+
+/// How much sooner than others the kernel shall kill the engine when memory is short (-1000 to 1000). The engine holds
+/// nearly all of it and can be started again without losing a prompt; the service and the board's other programs cannot.
+const OOM_SCORE: &str = "800";
+
+/// Serves the service at the other end of standard input until it closes. This is `promptd engine`; people do not call it.
+pub fn run() -> ExitCode {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
+        tracing::debug!(%error, "the engine keeps the service's place in the order of out-of-memory kills");
+    }
+    let socket = match std::io::stdin().as_fd().try_clone_to_owned() {
+        Ok(socket) => UnixStream::from(socket),
+        Err(error) => return unusable(&error),
+    };
+    // Reading would tell too, but "the service is gone" is not what somebody at a terminal should get for an answer.
+    if let Err(error) = socket.peer_addr() {
+        return unusable(&error);
+    }
+    match process::run(&socket, load, Instant::now) {
+        Ok(Farewell { ended, busy }) => leave(&ended, busy),
+        Err(error) => unusable(&error),
+    }
+}
+
+fn unusable(error: &std::io::Error) -> ExitCode {
+    tracing::error!(%error, "standard input is no socket to a service; `promptd serve` starts its engine by itself");
+    ExitCode::from(64)
+}
+
+fn leave(ended: &Ended, busy: bool) -> ExitCode {
+    if let Ended::Broken(why) = ended {
+        tracing::error!("the engine ends: {why}");
+    }
+    if busy {
+        // The usual end of a process runs the destructors of libonnxruntime while its threads still compute; that
+        // crashes now and then, and a crash looks like a fault. This way there are none.
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    }
+    ExitCode::from(ended)
+}
+
+fn load(request: &LoadRequest, progress: &mut dyn FnMut(LoadStage)) -> Result<Loaded<Runner>, Refusal> {
+    let config = inference::Config {
+        model: request.model.clone(),
+        library: request.library.clone(),
+        threads: request.threads,
+        slots: request.slots,
+        context: request.context,
+        prefill_chunk: 0,
+    };
+    let begun = Instant::now();
+    let inference::Loaded { facts, preparer, runner } =
+        inference::load(&config, Arc::new(Instant::now), &mut |stage| progress(stage_of(stage)))?;
+    for warning in &facts.warnings {
+        tracing::warn!("{warning}");
+    }
+    let info = ModelInfo {
+        name: facts.name,
+        architecture: facts.architecture,
+        context: facts.context,
+        slots: facts.slots,
+        vocab_size: facts.vocab_size,
+        chat: facts.chat,
+        threads: facts.threads,
+        runtime_version: facts.runtime_version,
+        provider: facts.provider,
+        load_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+    };
+    Ok(Loaded { info, checker: preparer, model: runner })
+}
+
+fn stage_of(stage: Stage) -> LoadStage {
+    match stage {
+        Stage::Runtime => LoadStage::Runtime,
+        Stage::Folder => LoadStage::Folder,
+        Stage::Weights => LoadStage::Weights,
+        Stage::Warmup => LoadStage::Warmup,
+    }
+}
+
+impl Checker for Preparer {
+    type Prepared = Prepared;
+
+    fn prepare(&self, request: &Request) -> Result<(Prepared, CheckedPrompt), Refusal> {
+        let prepared = Preparer::prepare(self, request)?;
+        let checked = CheckedPrompt { prompt_tokens: prepared.prompt_tokens(), max_tokens: prepared.max_tokens() };
+        Ok((prepared, checked))
+    }
+}
+
+impl Model for Runner {
+    type Checker = Preparer;
+    type Error = StepError;
+
+    fn start(&mut self, id: PromptId, prepared: Prepared, seed: u64, resume: &[u32]) -> Result<(), Refusal> {
+        Runner::start(self, id, prepared, seed, resume)
+    }
+
+    fn cancel(&mut self, id: PromptId) {
+        Runner::cancel(self, id);
+    }
+
+    fn is_idle(&self) -> bool {
+        Runner::is_idle(self)
+    }
+
+    fn step(&mut self, emit: &mut dyn FnMut(PromptId, Event)) -> Result<(), StepError> {
+        Runner::step(self, emit)
+    }
+}

@@ -1,0 +1,180 @@
+//! Random histories of the core against a ledger that knows only what an outsider may expect.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use super::tests::{Bench, SECOND, delta, died, finish, model, started, submission};
+use super::{Action, FATAL_DEATHS};
+use crate::engine::frames::{FromEngine, ToEngine};
+use crate::request::{Code, Event, Priority, PromptId, Refusal, Submission};
+
+/// A small generator of its own (xorshift64*), so that a seed means the same history for ever.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        usize::try_from(self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33).unwrap() % sides
+    }
+}
+
+/// What an outsider may expect, kept from the actions alone.
+#[derive(Default)]
+struct Ledger {
+    checks: HashSet<u64>,
+    answered: HashSet<u64>,
+    open: HashMap<PromptId, Vec<u32>>,
+    ended: HashSet<PromptId>,
+    /// Prompts in the engine that is there, and how many engines had each.
+    running: Vec<PromptId>,
+    deaths: HashMap<PromptId, u32>,
+    slots: usize,
+    ready: bool,
+}
+
+impl Ledger {
+    fn read(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Send(message) => self.sent(message),
+                Action::Accept { check, id, .. } => {
+                    assert!(self.answered.insert(check), "check {check} is answered twice");
+                    assert!(
+                        self.open.insert(id, Vec::new()).is_none() && !self.ended.contains(&id),
+                        "{id} is used twice"
+                    );
+                }
+                Action::Refuse { check, .. } => {
+                    assert!(self.answered.insert(check), "check {check} is answered twice")
+                }
+                Action::Deliver { id, event } => {
+                    assert!(!self.ended.contains(&id), "{id} gets {event:?} after its end");
+                    let got = self.open.get_mut(&id).expect("only accepted prompts get events");
+                    if let Event::Delta { tokens, .. } = &event {
+                        got.extend(tokens);
+                    }
+                    if event.is_final() {
+                        self.open.remove(&id);
+                        self.ended.insert(id);
+                        self.running.retain(|other| *other != id);
+                    }
+                }
+            }
+        }
+        assert!(self.running.len() <= self.slots, "more run than there are slots");
+    }
+
+    fn sent(&mut self, message: ToEngine) {
+        assert!(self.ready, "{message:?} is sent to an engine that is not ready");
+        match message {
+            ToEngine::Load(_) => panic!("loading is the supervisor's business"),
+            ToEngine::Check { check, .. } => assert!(self.checks.insert(check)),
+            ToEngine::Start { id, resume, .. } => {
+                assert!(
+                    self.deaths.get(&id).copied().unwrap_or(0) < FATAL_DEATHS,
+                    "{id} runs a third time"
+                );
+                assert_eq!(
+                    Some(&resume),
+                    self.open.get(&id),
+                    "{id} resumes from what its asker has"
+                );
+                assert!(!self.running.contains(&id));
+                self.running.push(id);
+            }
+            ToEngine::Cancel { id } => {
+                assert!(self.running.contains(&id), "{id} is cancelled and does not run");
+                self.running.retain(|other| *other != id);
+            }
+        }
+    }
+}
+
+fn play(seed: u64) {
+    let mut dice = Dice(seed);
+    let (limit, slots) = (dice.below(6), 1 + dice.below(3));
+    let mut bench = Bench::new(limit);
+    let mut ledger = Ledger { slots, ..Ledger::default() };
+    let mut token = 0;
+    for step in 0..400 {
+        let known: Vec<PromptId> = (0..bench.core.next_id).map(PromptId).collect();
+        match dice.below(12) {
+            0..=2 => {
+                let timeout =
+                    (dice.below(3) == 0).then(|| SECOND * u32::try_from(dice.below(9)).unwrap());
+                let priority = [Priority::Low, Priority::Normal, Priority::High][dice.below(3)];
+                let who = ["a", "b", "c"][dice.below(3)];
+                bench.core.submit(Submission { timeout, priority, ..submission(who) }, bench.now);
+            }
+            3..=4 => {
+                // Also checks that were answered or given up before: those must change nothing.
+                let check = u64::try_from(dice.below(8)).unwrap();
+                let check = bench.core.next_check.saturating_sub(check + 1);
+                if ledger.ready && ledger.checks.contains(&check) {
+                    bench.check(check);
+                }
+            }
+            5..=7 if ledger.ready && !known.is_empty() => {
+                // Mostly prompts that run; sometimes a late event of one that does not any more.
+                let pool = if dice.below(8) == 0 || ledger.running.is_empty() {
+                    known
+                } else {
+                    ledger.running.clone()
+                };
+                let id = pool[dice.below(pool.len())];
+                token += 1;
+                let event = match dice.below(6) {
+                    0 => finish(SECOND, SECOND, 3),
+                    1 => Event::Failed(Refusal::new(Code::Internal, "x")),
+                    2 => Event::Prefill { done: 1, total: 2 },
+                    _ => delta(token),
+                };
+                bench.event(id, event);
+            }
+            8 if !known.is_empty() => bench.core.cancel(known[dice.below(known.len())], bench.now),
+            9 => bench.pass(SECOND * u32::try_from(dice.below(4)).unwrap()),
+            10 if !ledger.ready => {
+                bench.engine(started(step));
+                ledger.ready = true;
+                bench.frame(FromEngine::Ready(model(u16::try_from(slots).unwrap())));
+            }
+            11 if ledger.ready && dice.below(4) == 0 => {
+                ledger.ready = false;
+                for id in ledger.running.drain(..) {
+                    *ledger.deaths.entry(id).or_default() += 1;
+                }
+                bench.engine(died(Some(SECOND)));
+            }
+            _ => {}
+        }
+        ledger.read(bench.core.take_actions());
+        let status = bench.core.status();
+        assert_eq!(status.running, ledger.running.len(), "step {step}");
+        assert_eq!(status.waiting + status.running, ledger.open.len(), "step {step}");
+        assert!(status.waiting <= limit + slots, "step {step}: {} wait", status.waiting);
+        let idle_slot = ledger.ready && status.running < slots;
+        assert!(
+            !(idle_slot && status.waiting > 0),
+            "step {step}: a slot is empty while prompts wait"
+        );
+    }
+    bench.core.drain();
+    bench.core.cancel_all(bench.now);
+    ledger.read(bench.core.take_actions());
+    assert!(bench.core.is_idle() && ledger.open.is_empty());
+    assert_eq!(
+        ledger.answered.len(),
+        usize::try_from(bench.core.next_check).unwrap(),
+        "each submission is answered once"
+    );
+}
+
+#[test]
+fn every_prompt_ends_once_in_random_histories() {
+    for seed in 1..=500 {
+        let played = std::panic::catch_unwind(|| play(seed));
+        assert!(played.is_ok(), "seed {seed}");
+    }
+}
