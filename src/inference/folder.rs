@@ -39,7 +39,7 @@ pub(super) struct Folder {
     pub(super) graph: PathBuf,
     /// tokenizer.json, read.
     pub(super) tokenizer: Vec<u8>,
-    /// tokenizer_config.json; `null` where there is none.
+    /// `tokenizer_config.json`; `null` where there is none.
     pub(super) tokenizer_config: Value,
     /// The chat template and the file it is in.
     pub(super) template: Option<(PathBuf, String)>,
@@ -133,7 +133,7 @@ fn check_graph(root: &Path, graph: &Path, config: &ModelConfig) -> Result<(), Lo
     }
 }
 
-/// tokenizer_config.json and the chat template: a file of its own, or a value in there (a string, or a list in which
+/// `tokenizer_config.json` and the chat template: a file of its own, or a value in there (a string, or a list in which
 /// one is named `default`).
 fn tokenizer_files(root: &Path) -> Result<(Value, Option<(PathBuf, String)>), LoadError> {
     let file = root.join("tokenizer_config.json");

@@ -10,9 +10,9 @@ use toktrie_hf_tokenizers::ByteTokenizer;
 
 use crate::request::{Code, Constraint, Refusal};
 
-/// The largest schema or expression. OpenAI allows 15,000 characters of names in a schema; this is several times that.
+/// The largest schema or expression. `OpenAI` allows 15,000 characters of names in a schema; this is several times that.
 const MAX_SOURCE_BYTES: usize = 64 << 10;
-/// Compilers of schemas and expressions recurse; serde_json itself ends at 128.
+/// Compilers of schemas and expressions recurse; `serde_json` itself ends at 128.
 const MAX_DEPTH: usize = 64;
 /// Regular expressions nest through brackets.
 const MAX_BRACKETS: usize = 64;

@@ -43,7 +43,7 @@ pub(super) struct Pieces {
 /// How bytes become text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DecodeRules {
-    /// The first space of a whole text is the tokenizer's own and is dropped (SentencePiece).
+    /// The first space of a whole text is the tokenizer's own and is dropped (`SentencePiece`).
     pub(super) strips_first_space: bool,
     /// Bytes that are no UTF-8 give one replacement character each (byte fallback), not one for each broken sequence.
     pub(super) one_replacement_per_byte: bool,
@@ -59,7 +59,7 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads tokenizer.json; `config` is tokenizer_config.json, `model_bos` what the model's configuration says.
+    /// Reads tokenizer.json; `config` is `tokenizer_config.json`, `model_bos` what the model's configuration says.
     pub(super) fn read(
         file: &Path,
         json: &[u8],
@@ -109,7 +109,7 @@ impl Tokenizer {
         }
     }
 
-    /// The id of a token that tokenizer_config.json names by its text (`bos_token`, `eos_token`).
+    /// The id of a token that `tokenizer_config.json` names by its text (`bos_token`, `eos_token`).
     pub(super) fn named_id(&self, config: &Value, key: &str) -> Option<u32> {
         self.speaking.token_to_id(&named_token(config, key)?)
     }
@@ -214,7 +214,7 @@ impl Tokenizer {
     }
 }
 
-/// The text of a token that tokenizer_config.json names: a string, or an object with `content`.
+/// The text of a token that `tokenizer_config.json` names: a string, or an object with `content`.
 pub(super) fn named_token(config: &Value, key: &str) -> Option<String> {
     let value = config.get(key)?;
     value.as_str().or_else(|| value.get("content").and_then(Value::as_str)).map(str::to_owned)
