@@ -255,7 +255,7 @@ impl Pieces {
                 (Some(token), _) if token.special => {}
                 (Some(token), _) => bytes.extend_from_slice(token.content.as_bytes()),
                 (None, Some(text)) if byte_level => {
-                    bytes.extend(text.chars().flat_map(|c| byte_of(&map, c)))
+                    bytes.extend(text.chars().flat_map(|c| byte_of(&map, c)));
                 }
                 (None, Some(text)) => match hex_byte(&text).filter(|_| byte_fallback) {
                     Some(byte) => bytes.push(byte),
@@ -366,20 +366,22 @@ pub(super) mod tests {
     #[test]
     fn control_tokens_only_where_the_template_wrote_them() {
         let tokenizer = tiny();
+        // One range a client wrote.
+        let client = |start, end| vec![Range { start, end }];
         let text = "<s>a</s>b</s>";
         let all = tokenizer.encode_speaking(text).unwrap();
         assert_eq!(all.iter().filter(|id| **id == 2).count(), 2);
         // The client wrote `a</s>b`.
-        let safe = tokenizer.encode_conversation(text, &[3..9]).unwrap();
+        let safe = tokenizer.encode_conversation(text, &client(3, 9)).unwrap();
         assert_eq!(safe.iter().filter(|id| **id == 2).count(), 1);
         assert_eq!(safe.first(), Some(&1));
         assert_eq!(safe.last(), Some(&2));
         // Half of it by the template, half by the client: still text.
-        let split = tokenizer.encode_conversation("<s>a</s>", &[3..6]).unwrap();
+        let split = tokenizer.encode_conversation("<s>a</s>", &client(3, 6)).unwrap();
         assert!(!split.contains(&2));
         // Without such text it is the joint encoding.
         assert_eq!(
-            tokenizer.encode_conversation("<s>ab</s>", &[3..5]).unwrap(),
+            tokenizer.encode_conversation("<s>ab</s>", &client(3, 5)).unwrap(),
             tokenizer.encode_speaking("<s>ab</s>").unwrap()
         );
         assert!(!tokenizer.encode_text("</s>").unwrap().contains(&2));
@@ -427,9 +429,9 @@ pub(super) mod tests {
                 let expected: Vec<u32> = serde_json::from_value(line["ids"].clone()).unwrap();
                 let got = tokenizer.encode_speaking(text).unwrap();
                 if got == expected {
-                    right += 1
+                    right += 1;
                 } else {
-                    wrong.push(format!("{text:?}: {got:?}, expected {expected:?}"))
+                    wrong.push(format!("{text:?}: {got:?}, expected {expected:?}"));
                 }
             }
             println!("{name}: {right}/{total} {:?}", wrong.first());

@@ -26,14 +26,14 @@ const CASES: &[(&str, Damage)] = &[
     ("model.onnx: is missing", |f| std::fs::remove_file(f.join("model.onnx")).unwrap()),
     ("model.onnx.data: is missing", |f| std::fs::remove_file(f.join("model.onnx.data")).unwrap()),
     ("neither genai_config.json nor config.json", |f| {
-        std::fs::remove_file(f.join("genai_config.json")).unwrap()
+        std::fs::remove_file(f.join("genai_config.json")).unwrap();
     }),
     ("tokenizer.json: is missing", |f| std::fs::remove_file(f.join("tokenizer.json")).unwrap()),
     ("model.onnx.data: has 185568 bytes, model.onnx needs 371136", |f| cut(f, "model.onnx.data")),
     ("model.onnx.data: is empty", |f| std::fs::write(f.join("model.onnx.data"), "").unwrap()),
     ("model.onnx: is cut short", |f| cut(f, "model.onnx")),
     ("model.onnx: is no ONNX model", |f| {
-        std::fs::write(f.join("model.onnx"), [0, 255].repeat(500)).unwrap()
+        std::fs::write(f.join("model.onnx"), [0, 255].repeat(500)).unwrap();
     }),
     ("model.onnx: is a git-lfs pointer", |f| {
         std::fs::write(
@@ -43,7 +43,7 @@ const CASES: &[(&str, Damage)] = &[
         .unwrap();
     }),
     ("head_size is 12, but model.onnx has 16", |f| {
-        edit(f, "genai_config.json", |j| j["model"]["decoder"]["head_size"] = 12.into())
+        edit(f, "genai_config.json", |j| j["model"]["decoder"]["head_size"] = 12.into());
     }),
     ("num_hidden_layers is 99, but model.onnx has 5", |f| {
         edit(f, "genai_config.json", |j| j["model"]["decoder"]["num_hidden_layers"] = 99.into());
@@ -55,30 +55,30 @@ const CASES: &[(&str, Damage)] = &[
         edit(f, "genai_config.json", |j| j["model"]["decoder"]["num_key_value_heads"] = 3.into());
     }),
     ("vocab_size is 100000, but model.onnx has 512", |f| {
-        edit(f, "genai_config.json", |j| j["model"]["vocab_size"] = 100_000.into())
+        edit(f, "genai_config.json", |j| j["model"]["vocab_size"] = 100_000.into());
     }),
     ("rotary embeddings for 512 positions", |f| {
-        edit(f, "genai_config.json", |j| j["model"]["context_length"] = (1 << 20).into())
+        edit(f, "genai_config.json", |j| j["model"]["context_length"] = (1 << 20).into());
     }),
     ("input_ids is `tokens`, but model.onnx has no such tensor", |f| {
         edit(f, "genai_config.json", |j| {
-            j["model"]["decoder"]["inputs"]["input_ids"] = "tokens".into()
+            j["model"]["decoder"]["inputs"]["input_ids"] = "tokens".into();
         });
     }),
     ("outside the model folder", |f| {
         edit(f, "genai_config.json", |j| {
-            j["model"]["decoder"]["filename"] = "../../etc/hostname".into()
+            j["model"]["decoder"]["filename"] = "../../etc/hostname".into();
         });
     }),
     ("empty vocabulary", |f| {
-        edit(f, "tokenizer.json", |j| j["model"]["vocab"] = serde_json::json!({}))
+        edit(f, "tokenizer.json", |j| j["model"]["vocab"] = serde_json::json!({}));
     }),
     ("tokenizer.json: has the token id 999999", |f| {
-        edit(f, "tokenizer.json", |j| j["model"]["vocab"]["zz-extra"] = 999_999.into())
+        edit(f, "tokenizer.json", |j| j["model"]["vocab"]["zz-extra"] = 999_999.into());
     }),
     ("tokenizer_config.json: the chat template cannot be compiled", |f| {
         edit(f, "tokenizer_config.json", |j| {
-            j["chat_template"] = "{% for m in messages %}{{ m.content }".into()
+            j["chat_template"] = "{% for m in messages %}{{ m.content }".into();
         });
     }),
     ("model.onnx: is a folder", |f| {
