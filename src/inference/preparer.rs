@@ -172,5 +172,6 @@ fn too_long(context: u32, have: u64, about: &str) -> Refusal {
 }
 
 fn tokenizer_failed(reason: impl std::fmt::Display) -> Refusal {
-    Refusal::new(Code::Internal, format!("the prompt cannot be tokenised: {reason}"))
+    // Whatever it is, other prompts do not have it.
+    Refusal::bad_request(format!("the prompt cannot be turned into tokens: {reason}"))
 }

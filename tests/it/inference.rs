@@ -341,3 +341,13 @@ fn stages_are_told_before_they_begin_and_facts_are_right() {
     );
     assert!(facts.runtime_version.starts_with("1."), "{}", facts.runtime_version);
 }
+
+/// The engine gives the two halves of a model to different threads.
+#[test]
+fn the_halves_of_a_model_can_be_moved_to_threads() {
+    fn send<T: Send>() {}
+    fn share<T: Clone + Send + Sync>() {}
+    send::<promptd::inference::Runner>();
+    send::<promptd::inference::Prepared>();
+    share::<promptd::inference::Preparer>();
+}
