@@ -42,7 +42,7 @@ fn a_library_that_cannot_be_used_is_told_by_its_fault() {
         (&missing, vec!["/nowhere/libonnxruntime.so", "no such file"]),
         (&truncated, vec!["truncated.so", "cut short"]),
         (&foreign, vec!["foreign.so", "x86-64", "aarch64"]),
-        (&no_library, vec!["text.so", "ELF"]),
+        (&no_library, vec!["text.so", "no shared library"]),
     ];
     for (path, words) in table {
         let (_service, message) = failed(&Plan { library: path.clone(), ..Plan::demo() });

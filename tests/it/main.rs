@@ -15,6 +15,8 @@ mod inference;
 #[cfg(test)]
 mod lines;
 #[cfg(test)]
+mod model_folder;
+#[cfg(test)]
 mod mqtt;
 #[cfg(test)]
 mod mqtt_faults;
