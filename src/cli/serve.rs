@@ -20,7 +20,9 @@ pub fn run(args: Serve, environment: &Environment) -> ExitCode {
         Err(error) => return fail(&error, exit::CONFIGURATION),
     };
     // systemd sets JOURNAL_STREAM where standard error goes to the journal.
-    if let Err(message) = telemetry::start(&settings.log, environment.contains_key("JOURNAL_STREAM")) {
+    if let Err(message) =
+        telemetry::start(&settings.log, environment.contains_key("JOURNAL_STREAM"))
+    {
         return complain(&format!("configuration: {message}"), exit::CONFIGURATION);
     }
     let program = match std::env::current_exe() {
@@ -47,7 +49,10 @@ fn fail(error: &dyn Error, code: u8) -> ExitCode {
     complain(&line, code)
 }
 
-#[expect(clippy::print_stderr, reason = "logging may not have started, and the last word of a service goes there")]
+#[expect(
+    clippy::print_stderr,
+    reason = "logging may not have started, and the last word of a service goes there"
+)]
 fn complain(line: &str, code: u8) -> ExitCode {
     eprintln!("promptd: {line}");
     ExitCode::from(code)

@@ -5,6 +5,10 @@
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod engine_client;
+#[cfg(test)]
+mod engine_process;
+#[cfg(test)]
 mod inference;
 #[cfg(test)]
 mod lines;
