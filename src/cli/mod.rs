@@ -46,7 +46,7 @@ pub mod exit {
 pub fn main() -> ExitCode {
     match Args::parse().command {
         Command::Serve(args) => serve::run(args, &environment()),
-        Command::Engine => crate::engine::adapter::run(),
+        Command::Engine(args) => serve::engine(args, &environment()),
         Command::Ask(args) => block_on(ask::run(args)),
         Command::Status(args) => block_on(status::run(args)),
     }
@@ -54,9 +54,7 @@ pub fn main() -> ExitCode {
 
 /// The environment as it is now, without what is no text: no setting of ours is.
 fn environment() -> Environment {
-    let text = |(name, value): (OsString, OsString)| {
-        Some((name.into_string().ok()?, value.into_string().ok()?))
-    };
+    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
     std::env::vars_os().filter_map(text).collect()
 }
 

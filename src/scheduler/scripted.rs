@@ -110,4 +110,9 @@ impl Events {
     pub async fn closed(&self) {
         self.returns.taken().await;
     }
+
+    /// Whether the asker has dropped the ticket before the end.
+    pub fn is_closed(&self) -> bool {
+        self.returns.any()
+    }
 }

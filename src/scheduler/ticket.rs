@@ -168,6 +168,11 @@ impl Returns {
         self.wake.notify_one();
     }
 
+    /// Whether a ticket was dropped that nobody has taken note of yet.
+    pub(super) fn any(&self) -> bool {
+        !self.ids.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Waits until at least one ticket was dropped, and takes all that were. Dropping the future loses none: they stay
     /// in the list, and the wake-up is the scheduler's own.
     pub(super) async fn taken(&self) -> Vec<PromptId> {

@@ -162,7 +162,7 @@ fn copy(name: &str) -> Option<tempfile::TempDir> {
 
 #[test]
 fn a_folder_without_genai_config_answers_alike() {
-    let (Some(library), Some(folder)) = (library(), copy(PLAIN)) else { return };
+    let (library, Some(folder)) = (library(), copy(PLAIN)) else { return };
     std::fs::remove_file(folder.path().join("genai_config.json")).unwrap();
     let mut loaded = open(&config(&library, folder.path(), 1)).unwrap();
     check_golden(&mut loaded, &format!("{PLAIN}.jsonl"));
@@ -283,7 +283,7 @@ fn a_resumed_answer_goes_on_where_it_was_cut() {
 
 #[test]
 fn long_prompts_are_read_in_chunks_and_can_be_cancelled_between_them() {
-    let (Some(library), Some(material)) = (library(), material()) else { return };
+    let (library, Some(material)) = (library(), material()) else { return };
     let folder = material.join("models").join(FP32);
     let text = "Once upon a time there was a little dog. ".repeat(15);
     let request = request(Input::Completion(text), 8);
@@ -394,7 +394,7 @@ fn an_answer_ends_with_the_context() {
 
 #[test]
 fn stages_are_told_before_they_begin_and_facts_are_right() {
-    let (Some(library), Some(material)) = (library(), material()) else { return };
+    let (library, Some(material)) = (library(), material()) else { return };
     let mut stages = Vec::new();
     let config = config(&library, &material.join("models").join(INT4), 2);
     let loaded = load(&config, Arc::new(Instant::now), &mut |stage| stages.push(stage)).unwrap();
@@ -414,7 +414,7 @@ fn stages_are_told_before_they_begin_and_facts_are_right() {
 /// Folders that are damaged in one place each: what is changed, and words that the error must have.
 #[test]
 fn damaged_folders_are_refused_with_file_and_reason() {
-    let (Some(library), Some(_)) = (library(), material()) else { return };
+    let (library, Some(_)) = (library(), material()) else { return };
     type Damage = fn(&Path);
     fn edit(folder: &Path, file: &str, change: fn(&mut Value)) {
         let path = folder.join(file);
@@ -514,7 +514,7 @@ fn damaged_folders_are_refused_with_file_and_reason() {
 /// Every folder of `PROMPTD_TEST_BROKEN`, for looking at by eye; a folder that loads must answer.
 #[test]
 fn folders_broken_elsewhere_are_refused() {
-    let (Some(library), Some(root)) = (library(), std::env::var_os("PROMPTD_TEST_BROKEN")) else {
+    let (library, Some(root)) = (library(), std::env::var_os("PROMPTD_TEST_BROKEN")) else {
         println!("skipped: PROMPTD_TEST_BROKEN names no folder of damaged model folders");
         return;
     };
@@ -543,10 +543,8 @@ fn libraries_that_cannot_be_used_are_named() {
     std::fs::write(&path, "junk").unwrap();
     let junk = refuse();
     assert!(junk.contains("make build"), "{junk}");
-    if let Some(library) = library() {
-        let bytes = std::fs::read(library).unwrap();
-        std::fs::write(&path, &bytes[..bytes.len() * 9 / 10]).unwrap();
-        let truncated = refuse();
-        assert!(truncated.contains("cut short"), "{truncated}");
-    }
+    let bytes = std::fs::read(library()).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() * 9 / 10]).unwrap();
+    let truncated = refuse();
+    assert!(truncated.contains("cut short"), "{truncated}");
 }

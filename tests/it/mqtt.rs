@@ -152,7 +152,7 @@ async fn a_stream_comes_in_order_and_ends() {
         let (_, verdict) = board.submitted().await;
         let events = verdict.accept(7);
         let pieces = ["Hel", "lo", " wor", "ld", "!"];
-        answer(&events, &pieces).await;
+        answer(&events, &pieces);
         let (mut text, mut next, mut states) = (String::new(), 0, Vec::new());
         let last = loop {
             let (message, object) = {
@@ -355,7 +355,7 @@ async fn deadlines_and_content_types() {
         let (submission, verdict) = board.submitted().await;
         assert_eq!(submission.timeout, timeout.map(Duration::from_secs), "{payload} {expiry:?}");
         let failed = Refusal::new(Code::Timeout, "too late");
-        verdict.accept(1).send(Event::Failed(failed)).await.unwrap();
+        verdict.accept(1).send(Event::Failed(failed));
     }
     ask("{not json", None, Some("text/plain; charset=utf-8")).await.unwrap();
     let submission = board.answer(&["x"]).await;
@@ -377,7 +377,7 @@ async fn the_same_prompt_twice_is_one_generation() {
     let events = board.accepted().await;
     me.ask("promptd/n/ask", prompt).await;
     assert!(board.idle(A_WHILE).await, "it joins the one in work");
-    answer(&events, &["x"]).await;
+    answer(&events, &["x"]);
     assert_eq!(json(&me.next().await)["text"], json!("x"));
     assert!(me.silent(A_WHILE).await);
     me.ask("promptd/n/ask", prompt).await;
@@ -455,10 +455,10 @@ async fn leaving_delivers_what_is_done_and_leaves_the_rest_to_the_broker() {
     let done = board.accepted().await;
     me.ask("promptd/n/ask", r#"{"id":"open","prompt":"hi"}"#).await;
     let open = board.accepted().await;
-    done.send(delta("x")).await.unwrap();
+    done.send(delta("x"));
     board.stop.send(true).unwrap();
     tokio::time::sleep(A_WHILE).await;
-    done.send(finished()).await.unwrap();
+    done.send(finished());
     assert_eq!(json(&me.next().await)["id"], json!("done"));
     soon(board.door).await.unwrap().unwrap();
     assert!(open.is_closed(), "its ticket is gone");

@@ -71,7 +71,7 @@ async fn an_answer_that_finds_no_broker_waits_for_it() {
     // The broker writes what changed between two messages.
     tokio::time::sleep(Duration::from_millis(500)).await;
     broker.kill();
-    answer(&running, &["while it was away"]).await;
+    answer(&running, &["while it was away"]);
     tokio::time::sleep(Duration::from_secs(1)).await;
     broker.run();
     let began = Instant::now();
@@ -99,13 +99,13 @@ async fn prompts_delivered_again_are_not_generated_again() {
         twins.push(board.accepted().await);
     }
     relay.cut();
-    answer(&named, &["while it was away"]).await;
+    answer(&named, &["while it was away"]);
     tokio::time::sleep(Duration::from_millis(200)).await;
     relay.mend();
     assert_eq!(json(&me.next().await)["text"], json!("while it was away"));
     assert!(board.idle(A_WHILE).await, "none is generated twice");
     for twin in &twins {
-        answer(twin, &["t"]).await;
+        answer(twin, &["t"]);
         assert_eq!(json(&me.next().await)["text"], json!("t"));
     }
     assert!(me.silent(A_WHILE).await, "none is answered twice");
@@ -398,7 +398,7 @@ async fn more_prompts_than_places_are_refused_and_not_lost() {
     me.ask("promptd/n/cancel", r#"{"id":"0"}"#).await;
     assert_eq!(json(&me.next().await)["code"], json!("cancelled"));
     for events in running.iter().skip(1) {
-        answer(events, &["x"]).await;
+        answer(events, &["x"]);
     }
     for _ in 1..48 {
         assert_eq!(json(&me.next().await)["text"], json!("x"));

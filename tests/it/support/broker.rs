@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use promptd::mqtt::{BrokerUrl, Config, ConfigError, Facts, serve};
-use promptd::request::{Event, Submission};
-use promptd::scheduler::scripted::{Call, Script, Verdict, scripted};
+use promptd::request::Submission;
+use promptd::scheduler::scripted::{Call, Events, Script, Verdict, scripted};
 use promptd::wire::{Limits, Profiles};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
@@ -328,14 +328,14 @@ impl Board {
     }
 
     /// Accepts the next prompt.
-    pub(crate) async fn accepted(&mut self) -> mpsc::Sender<Event> {
+    pub(crate) async fn accepted(&mut self) -> Events {
         self.submitted().await.1.accept(7)
     }
 
     /// Accepts the next prompt and answers it with these pieces.
     pub(crate) async fn answer(&mut self, pieces: &[&str]) -> Submission {
         let (submission, verdict) = self.submitted().await;
-        answer(&verdict.accept(7), pieces).await;
+        answer(&verdict.accept(7), pieces);
         submission
     }
 
@@ -357,10 +357,10 @@ pub(crate) fn config(port: u16) -> Config {
 }
 
 /// The events of an answer.
-pub(crate) async fn answer(events: &mpsc::Sender<Event>, pieces: &[&str]) {
-    events.send(prefill()).await.unwrap();
+pub(crate) fn answer(events: &Events, pieces: &[&str]) {
+    events.send(prefill());
     for piece in pieces {
-        events.send(delta(piece)).await.unwrap();
+        events.send(delta(piece));
     }
-    events.send(finished()).await.unwrap();
+    events.send(finished());
 }
