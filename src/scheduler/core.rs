@@ -296,7 +296,7 @@ impl Core {
                 self.engine.model = Some(model);
             }
             FromEngine::LoadFailed(refusal) => {
-                self.model_failed(Refusal { code: Code::ModelFailed, ..refusal })
+                self.model_failed(Refusal { code: Code::ModelFailed, ..refusal });
             }
             FromEngine::Checked { check, result } => self.checked(check, result, now),
             FromEngine::Event { id, event } => self.event(id, event, now),

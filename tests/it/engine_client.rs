@@ -15,7 +15,7 @@ use promptd::scheduler::{Config, Scheduler, State};
 use tokio::sync::mpsc;
 
 use crate::support::PATIENCE;
-use crate::support::words::{delta, finished, load, model, request, submission};
+use crate::support::words::{delta, finished, load, model, request, submission, words};
 
 /// Says that this process is an engine, and which kind.
 const ROLE: &str = "TEST_ENGINE_ROLE";
@@ -237,7 +237,7 @@ async fn an_answer_goes_on_after_kill_9() {
     };
     let text = tokio::time::timeout(PATIENCE, text).await.expect("the answer ends");
     assert_eq!(tokens, (0..COUNT).collect::<Vec<_>>());
-    assert_eq!(text, (0..COUNT).map(|token| format!("<{token}>")).collect::<String>());
+    assert_eq!(text, words(&tokens));
     assert_eq!(status.borrow_and_update().counters.engine_restarts, 1);
     drop(scheduler);
     tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
@@ -310,6 +310,10 @@ fn this_program_as_an_engine() {
         Ok(Loaded { info: model(2), checker: Anything, model: counter })
     };
     let farewell = process::run(&socket, load, Instant::now).unwrap();
-    #[expect(clippy::disallowed_methods, reason = "the test harness would print its own end")]
+    #[expect(
+        clippy::exit,
+        clippy::disallowed_methods,
+        reason = "the test harness would print its own end"
+    )]
     std::process::exit(if farewell.ended == process::Ended::LoadFailed { 78 } else { 0 });
 }
