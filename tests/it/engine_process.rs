@@ -324,7 +324,8 @@ fn the_heart_beats_while_prompts_run_and_not_faster_than_ten_times_a_second() {
             beats += 1;
         }
     }
-    assert!(begun.elapsed() >= Duration::from_millis(300), "{:?}", begun.elapsed());
+    // The first comes a tenth of a second after the model was ready, which was before `begun`.
+    assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
 }
 
 #[test]
