@@ -9,6 +9,10 @@ mod cli;
 #[cfg(test)]
 mod engine_death;
 #[cfg(test)]
+mod engine_client;
+#[cfg(test)]
+mod engine_process;
+#[cfg(test)]
 mod golden;
 #[cfg(test)]
 mod inference;
