@@ -16,7 +16,10 @@ pub(crate) fn library() -> Option<PathBuf> {
         let files = std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
         files.into_iter().find(|path| path.to_string_lossy().contains("libonnxruntime.so"))
     };
-    let found = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).or_else(fetched);
+    let found = std::env::var_os("ORT_DYLIB_PATH")
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+        .or_else(fetched);
     if found.is_none() {
         println!("skipped: no libonnxruntime; `make build` fetches it, or set ORT_DYLIB_PATH");
     }
