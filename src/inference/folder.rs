@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-use super::config::{self, ModelConfig};
+use super::model_config::{self, ModelConfig};
 use super::error::LoadError;
 use super::mapped::Mapped;
 use super::{manifest, onnx_file};
@@ -69,7 +69,7 @@ pub(super) fn open(path: &Path) -> Result<Folder, LoadError> {
 fn layout(root: &Path) -> Result<(ModelConfig, PathBuf), LoadError> {
     let genai = root.join("genai_config.json");
     if exists(&genai) {
-        let config = config::genai(&genai, &read_json(&genai)?)?;
+        let config = model_config::genai(&genai, &read_json(&genai)?)?;
         let name = config.graph.clone().unwrap_or_default();
         let graph = inside(root, &genai, "model.decoder.filename", &name)?;
         return Ok((config, graph));
@@ -88,7 +88,7 @@ fn layout(root: &Path) -> Result<(ModelConfig, PathBuf), LoadError> {
     let generation = root.join("generation_config.json");
     let stated = if exists(&generation) { Some(read_json(&generation)?) } else { None };
     let stated = stated.as_ref().map(|value| (generation.as_path(), value));
-    let config = config::hugging_face(&file, &read_json(&file)?, stated)?;
+    let config = model_config::hugging_face(&file, &read_json(&file)?, stated)?;
     let onnx = root.join("onnx");
     if onnx.is_symlink() {
         return Err(LoadError::file(

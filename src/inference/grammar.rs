@@ -1,7 +1,10 @@
 //! Answers that must have a form: JSON of a schema, a regular expression, one of several strings. Compiles the form
 //! into a matcher that says before each token which tokens may come. Fails closed: no form, no answer.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
@@ -26,50 +29,100 @@ const MAX_GRAMMAR: usize = 200_000;
 /// States of the lexer, at 1 to 2 kB each.
 const MAX_LEXER_STATES: usize = 50_000;
 
-/// Compiles constraints for one tokenizer. Prepared at the first use, because most devices never ask for one.
-pub(super) struct Grammars {
+/// Honest schemas compile in milliseconds; some small ones take time exponential in their size, which llguidance's own
+/// limits do not catch.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Expressions that one `allOf` makes hold at once: the time to intersect them doubles with each.
+const MAX_INTERSECTED: usize = 8;
+/// Compilations that passed the deadline cannot be stopped, only outlived: beyond this many no other is begun.
+const MAX_OVERDUE: usize = 1;
+/// Reasons reach clients; llguidance's can hold whole expressions.
+const MAX_REASON_CHARS: usize = 300;
+
+/// Compiles constraints for one tokenizer.
+#[derive(Clone, Debug)]
+pub(super) struct Grammars(Arc<Compiler>);
+
+/// Prepared at the first use, because most devices never ask for a form.
+struct Compiler {
     tokenizer: Arc<Tokenizer>,
     eos: Arc<[u32]>,
     vocab: usize,
     factory: OnceLock<Result<ParserFactory, String>>,
+    /// Compilations that passed their deadline and still run.
+    overdue: Mutex<Vec<JoinHandle<()>>>,
 }
 
-impl std::fmt::Debug for Grammars {
+impl std::fmt::Debug for Compiler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Grammars")
-            .field("vocab", &self.vocab)
-            .field("ready", &self.factory.get().is_some())
-            .finish_non_exhaustive()
+        f.debug_struct("Compiler").field("vocab", &self.vocab).finish_non_exhaustive()
     }
 }
 
 impl Grammars {
     /// `vocab` is the number of logits.
     pub(super) fn new(tokenizer: Arc<Tokenizer>, eos: Arc<[u32]>, vocab: usize) -> Self {
-        Grammars { tokenizer, eos, vocab, factory: OnceLock::new() }
+        Grammars(Arc::new(Compiler {
+            tokenizer,
+            eos,
+            vocab,
+            factory: OnceLock::new(),
+            overdue: Mutex::default(),
+        }))
     }
 
     /// The matcher for a constraint; `None` where any text will do.
     pub(super) fn compile(&self, constraint: &Constraint) -> Result<Option<Matcher>, Refusal> {
+        self.compile_within(constraint, DEADLINE)
+    }
+
+    /// Compilers recurse, may panic and may take for ever: each runs on a thread of its own.
+    fn compile_within(
+        &self,
+        constraint: &Constraint,
+        deadline: Duration,
+    ) -> Result<Option<Matcher>, Refusal> {
         if *constraint == Constraint::None {
             return Ok(None);
         }
         check(constraint)?;
-        // Compilers recurse and may panic: on a thread of its own both end there.
-        let matcher = std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES);
-            let worker = thread.spawn_scoped(scope, || self.build(constraint));
-            worker.map(|worker| {
-                worker.join().unwrap_or_else(|_| Err(unusable("it made the grammar compiler fail")))
-            })
-        });
+        if self.0.overdue() >= MAX_OVERDUE {
+            let message = "another request's schema has been compiling for too long; ask again later, or without a schema";
+            return Err(Refusal::new(Code::Busy, message).with_retry_after(DEADLINE));
+        }
+        let (compiler, constraint) = (Arc::clone(&self.0), constraint.clone());
+        let (sender, receiver) = sync_channel(1);
+        // Nobody receives when the deadline passed.
+        let work = move || drop(sender.send(compiler.build(&constraint)));
+        let thread =
+            std::thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES).spawn(work);
         let failed = |error| {
             Refusal::new(
                 Code::Internal,
                 format!("cannot start a thread to compile the schema: {error}"),
             )
         };
-        matcher.map_err(failed)?.map(Some)
+        let thread = thread.map_err(failed)?;
+        match receiver.recv_timeout(deadline) {
+            Ok(result) => result.map(Some),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(unusable("it made the grammar compiler fail"))
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                self.0.overdue.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+                let limit = deadline.as_secs_f32();
+                Err(unusable(format!("it took more than {limit} s to compile; make it simpler")))
+            }
+        }
+    }
+}
+
+impl Compiler {
+    /// Compilations that passed their deadline and still run.
+    fn overdue(&self) -> usize {
+        let mut overdue = self.overdue.lock().unwrap_or_else(PoisonError::into_inner);
+        overdue.retain(|thread| !thread.is_finished());
+        overdue.len()
     }
 
     fn build(&self, constraint: &Constraint) -> Result<Matcher, Refusal> {
@@ -122,6 +175,7 @@ fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, Refusal> {
         Constraint::JsonSchema(source) => {
             let value: Value = serde_json::from_str(source)
                 .map_err(|error| unusable(format!("it is not JSON: {error}")))?;
+            check_intersections(&value)?;
             match value {
                 Value::Object(_) => Ok(schema(value)),
                 Value::Bool(true) => Ok(schema(serde_json::json!({}))),
@@ -171,6 +225,37 @@ fn check(constraint: &Constraint) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Refuses `allOf`s over many expressions.
+fn check_intersections(schema: &Value) -> Result<(), Refusal> {
+    fn expressions(value: &Value) -> usize {
+        match value {
+            Value::Array(values) => values.iter().map(expressions).sum(),
+            Value::Object(fields) => fields
+                .iter()
+                .map(|(key, value)| {
+                    usize::from(matches!(key.as_str(), "pattern" | "multipleOf"))
+                        + expressions(value)
+                })
+                .sum(),
+            _ => 0,
+        }
+    }
+    match schema {
+        Value::Array(values) => values.iter().try_for_each(check_intersections),
+        Value::Object(fields) => fields.iter().try_for_each(|(key, value)| {
+            let count = if key == "allOf" { expressions(value) } else { 0 };
+            if count > MAX_INTERSECTED {
+                let what = "`pattern` and `multipleOf`";
+                return Err(unusable(format!(
+                    "an `allOf` holds {count} of {what}, at most {MAX_INTERSECTED} are compiled"
+                )));
+            }
+            check_intersections(value)
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// The deepest nesting of brackets, those inside of strings counted as well: a little stricter than need be.
 fn nesting(source: &str) -> usize {
     let (mut depth, mut deepest) = (0_usize, 0);
@@ -196,7 +281,12 @@ fn escape(text: &str) -> String {
 }
 
 fn unusable(reason: impl std::fmt::Display) -> Refusal {
-    Refusal::bad_request(format!("the form of the answer cannot be used: {reason}"))
+    let reason = reason.to_string();
+    // Behind the reason llguidance may add its own state or a backtrace.
+    let reason = reason.split("\n<").next().unwrap_or_default();
+    let more = if reason.chars().count() > MAX_REASON_CHARS { "…" } else { "" };
+    let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
+    Refusal::bad_request(format!("the form of the answer cannot be used: {reason}{more}"))
         .with_param("response_format")
 }
 
@@ -249,6 +339,13 @@ mod tests {
                 Constraint::JsonSchema(format!("{}{}", "[".repeat(100), "]".repeat(100))),
                 "nests 100",
             ),
+            (
+                Constraint::JsonSchema(format!(
+                    "{{\"allOf\":[{}{{}}]}}",
+                    "{\"pattern\":\"a\"},".repeat(9)
+                )),
+                "an `allOf` holds 9",
+            ),
             (Constraint::Regex("(".into()), ""),
             (Constraint::Regex("(".repeat(1000)), "nests 1000"),
             (Constraint::Regex("a".repeat(70_000)), "at most 65536"),
@@ -262,5 +359,22 @@ mod tests {
             );
             assert!(refusal.message.contains(words), "{} / {words}", refusal.message);
         }
+    }
+
+    #[test]
+    fn what_takes_too_long_is_refused_and_does_not_pile_up() {
+        let grammars = grammars();
+        let choice = Constraint::Choices(vec!["a".into()]);
+        // The first one prepares the tokenizer, which no one does in no time at all.
+        let late = grammars.compile_within(&choice, Duration::ZERO).err().unwrap();
+        assert!(late.message.contains("more than 0 s"), "{}", late.message);
+        let patience = std::time::Instant::now() + Duration::from_mins(1);
+        while grammars.0.overdue() > 0 {
+            let refused = grammars.compile(&choice).err();
+            assert!(refused.is_none_or(|refusal| refusal.code == Code::Busy));
+            assert!(std::time::Instant::now() < patience);
+            std::thread::yield_now();
+        }
+        assert!(grammars.compile(&choice).unwrap().is_some());
     }
 }

@@ -8,7 +8,7 @@ use ort::value::Outlet;
 use ort::value::TensorElementType;
 
 use super::binding::Step;
-use super::config::ModelConfig;
+use super::model_config::ModelConfig;
 use super::error::LoadError;
 use super::folder::Folder;
 use super::kv_cache::{Cache, KvCache, Shape, TensorName, Window};

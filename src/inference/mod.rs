@@ -2,7 +2,7 @@
 //! door. No network, no tokio; the clock is passed in.
 
 mod binding;
-mod config;
+mod model_config;
 mod conversation;
 mod cores;
 mod date;

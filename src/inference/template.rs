@@ -16,8 +16,9 @@ use crate::request::{Code, Message, Refusal};
 const MAX_SOURCE_BYTES: usize = 64 << 10;
 /// minijinja parses expressions by recursion: 200,000 `-` in a row end the process. No template nests this deep.
 const MAX_NESTING: usize = 64;
-/// Steps of one rendering. A conversation of 1,000 messages takes some 100,000; an endless loop ends within a second.
-const FUEL: u64 = 10_000_000;
+/// Steps of one rendering; minijinja also charges memory to it, at about 64 bytes a step. A conversation of 1,000
+/// messages takes a twentieth of it (tried below), an endless loop ends within a second.
+const FUEL: u64 = 2_000_000;
 /// Enough for what [`MAX_SOURCE_BYTES`] and [`MAX_NESTING`] let through, several times over. Only touched pages count.
 const COMPILE_STACK_BYTES: usize = 64 << 20;
 /// The template's name; ends in nothing that switches escaping on.
@@ -60,7 +61,7 @@ impl Template {
         let environment = compiled
             .map_err(|_| wrong("the chat template made its compiler panic".into()))?
             .map_err(|error| {
-                wrong(format!("the chat template cannot be compiled: {}", detail(&error)))
+                wrong(format!("the chat template cannot be compiled: {}", chain(&error)))
             })?;
         let template = Template {
             environment: Arc::new(environment),
@@ -76,7 +77,7 @@ impl Template {
             )),
             Err(error) => Err(wrong(format!(
                 "the chat template fails on a conversation of one message: {}",
-                detail(&error)
+                chain(&error)
             ))),
         }
     }
@@ -98,7 +99,7 @@ impl Template {
             }
             _ => Refusal::new(
                 Code::Internal,
-                format!("the model's chat template failed: {}", detail(&error)),
+                format!("the model's chat template failed: {}", chain(&error)),
             ),
         })
     }
@@ -140,11 +141,6 @@ fn environment(source: String) -> Result<Environment<'static>, minijinja::Error>
     environment.add_filter("tojson", tojson);
     environment.add_template_owned(NAME, source)?;
     Ok(environment)
-}
-
-fn detail(error: &minijinja::Error) -> String {
-    let line = error.line().map(|line| format!(" (line {line})")).unwrap_or_default();
-    format!("{}{line}", chain(error))
 }
 
 /// JSON as Python's `json.dumps(ensure_ascii=False)` writes it, which is what templates are written against.
@@ -312,6 +308,16 @@ mod tests {
             let error = compile(&source).unwrap_err().to_string();
             assert!(error.contains(words), "{error} / {words}");
         }
+    }
+
+    #[test]
+    fn long_conversations_have_room() {
+        let source = "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) and false %}{{ raise_exception('x') }}{% endif %}{{ '<|' + m['role'] + '|>\\n' + m['content'] | trim + '<|end|>' }}{% endfor %}";
+        let template = compile(source).unwrap();
+        let many: Vec<Message> =
+            (0..20_000).map(|_| user("How warm is it in the greenhouse?")).collect();
+        assert!(template.render(&many).unwrap().len() > 600_000);
+        assert!(template.render(&[user(&"x".repeat(16 << 20))]).is_ok());
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub(super) struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// Texts of the control tokens.
     specials: Vec<String>,
+    /// What they begin with: most characters of a text begin none.
+    special_starts: Vec<char>,
     pieces: Pieces,
     /// Put in front of every prompt, once.
     bos: Option<u32>,
@@ -70,9 +72,13 @@ impl Tokenizer {
             .map_err(|error| wrong(format!("is no tokenizer: {error}")))?;
         let added = inner.get_added_tokens_decoder();
         let specials = added.into_values().filter(|token| token.special).map(|token| token.content);
-        let specials = specials.filter(|text| !text.is_empty()).collect();
+        let specials: Vec<String> = specials.filter(|text| !text.is_empty()).collect();
+        let mut special_starts: Vec<char> =
+            specials.iter().filter_map(|text| text.chars().next()).collect();
+        special_starts.sort_unstable();
+        special_starts.dedup();
         let pieces = Pieces::read(&inner, &value).map_err(wrong)?;
-        let mut tokenizer = Tokenizer { inner, specials, pieces, bos: None };
+        let mut tokenizer = Tokenizer { inner, specials, special_starts, pieces, bos: None };
         tokenizer.bos = tokenizer.find_bos(config, model_bos);
         Ok(tokenizer)
     }
@@ -174,6 +180,9 @@ impl Tokenizer {
         let (mut protected, mut breaks) = (String::with_capacity(text.len()), Vec::new());
         for (start, character) in text.char_indices() {
             protected.push(character);
+            if !self.special_starts.contains(&character) {
+                continue;
+            }
             let rest = text.get(start..).unwrap_or_default();
             let touches =
                 |end: usize| client.iter().any(|range| range.start < end && start < range.end);
