@@ -152,8 +152,10 @@ async fn serve(plan: Plan) -> Result<(), DaemonError> {
         sockets.spawn(socket::serve(bound, Arc::clone(&app), told(stopping.clone())));
     }
     if let Some(bound) = lines {
-        sockets.spawn(socket::serve_lines(bound, app, told(stopping)));
+        sockets.spawn(socket::serve_lines(bound, Arc::clone(&app), told(stopping)));
     }
+    // Only the doors keep handles on the scheduler, so that it ends with them.
+    drop(app);
     if let Some(config) = plan.mqtt {
         let facts = mqtt::Facts {
             version: env!("CARGO_PKG_VERSION").to_owned(),

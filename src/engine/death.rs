@@ -106,8 +106,11 @@ impl std::fmt::Display for DeathReport {
             );
         }
         write!(f, "the engine {} while {}", self.how, self.phase)?;
-        if matches!(self.phase, Phase::Loading(_)) {
-            write!(f, " of `{}`", self.model.display())?;
+        match self.phase {
+            Phase::Loading(LoadStage::Runtime) => write!(f, " `{}`", self.library.display())?,
+            Phase::Loading(LoadStage::Folder) => write!(f, " `{}`", self.model.display())?,
+            Phase::Loading(_) => write!(f, " of `{}`", self.model.display())?,
+            Phase::Starting | Phase::Ready => {}
         }
         self.advice().map_or(Ok(()), |advice| write!(f, ": {advice}"))
     }
@@ -190,6 +193,11 @@ mod tests {
                 weights,
                 "the engine was killed by SIGBUS while loading the weights of `/models/m`: a file of the model is \
                  truncated or its storage fails; install the model again",
+            ),
+            (
+                Death::Exited(70),
+                runtime,
+                "the engine ended with exit code 70 while opening libonnxruntime `/lib/ort.so`",
             ),
             (Death::Exited(70), Phase::Ready, "the engine ended with exit code 70 while serving"),
             (

@@ -308,7 +308,8 @@ impl<P: Send + 'static> Shop<P> {
         let Loaded { info, checker, mut model } = match loaded {
             Ok(loaded) => loaded,
             Err(refusal) => {
-                tracing::error!("{refusal}");
+                // The service tells the operator.
+                tracing::debug!("{refusal}");
                 self.outbox.push(FromEngine::LoadFailed(refusal));
                 return Some(Ended::LoadFailed);
             }

@@ -16,7 +16,12 @@ impl Core {
             EngineEvent::Started { pid, .. } => self.engine_started(pid, now),
             EngineEvent::Frame(frame) => self.frame(frame, now),
             EngineEvent::Died { report, restart_in } => {
-                tracing::warn!(running = self.running.len(), ?restart_in, "{report}");
+                // An engine that said why it cannot load the model ends as it should.
+                if self.engine.failed.is_none() {
+                    tracing::warn!(running = self.running.len(), ?restart_in, "{report}");
+                } else {
+                    tracing::debug!(?restart_in, "{report}");
+                }
                 self.engine_died(&report.to_string(), restart_in, now);
             }
         }
