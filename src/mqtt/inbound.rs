@@ -36,8 +36,9 @@ impl Door {
         match topics.parse(&message.topic) {
             None => self.acknowledge(message.delivery),
             Some(_) if message.retained => {
-                if !std::mem::replace(&mut self.said_retained, true) {
+                if let Some(others) = self.said_retained.now(now) {
                     warn!(
+                        others,
                         topic = message.topic.escape_debug().to_string(),
                         "a retained message is no prompt: publish without the retain flag, and delete the retained one"
                     );
@@ -208,10 +209,11 @@ impl Door {
             if let Some(others) = self.said_left_out.now(now) {
                 warn!(
                     others,
-                    "a refusal or repeated answer was left out: the broker takes no more"
+                    "more prompts came than can be refused at once; the broker is made to send them again later"
                 );
             }
-            return self.acknowledge(arrival.message.delivery);
+            self.left_out |= arrival.message.delivery.is_some();
+            return;
         }
         let id = arrival.id.map(str::to_owned);
         let number = self.ledger.open(arrival.key.clone(), arrival.message.delivery, id);
