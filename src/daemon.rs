@@ -16,7 +16,7 @@ use crate::engine::client::{self, SpawnConfig};
 use crate::engine::frames::{LoadRequest, VERSION};
 use crate::mqtt;
 use crate::scheduler::{self, Scheduler, State, Status};
-use crate::settings::{self, Settings};
+use crate::settings::{self, LogFormat, Settings};
 use crate::socket::{self, App};
 use crate::systemd::ServiceManager;
 use crate::wire;
@@ -117,8 +117,13 @@ impl Plan {
         };
         let sockets = settings.socket.clone().unwrap_or_default();
         let node = settings.mqtt.as_ref().and_then(|mqtt| mqtt.node.clone()).unwrap_or_else(host_name);
+        let mut engine = SpawnConfig::new(program, environment, load);
+        engine.arguments.extend(["--log-level".into(), settings.log.level.clone().into()]);
+        if settings.log.format == LogFormat::Json {
+            engine.arguments.push("--log-json".into());
+        }
         Ok(Plan {
-            engine: SpawnConfig::new(program, environment, load),
+            engine,
             scheduler: scheduler::Config { queue_limit: settings.queue.limit.into() },
             sockets: socket::Config { path: sockets.path, lines_path: sockets.lines_path, ..Default::default() },
             mqtt: settings.mqtt.as_ref().map(|mqtt| mqtt_config(mqtt, &node)).transpose()?,

@@ -20,7 +20,7 @@ pub enum Command {
     Serve(Serve),
     /// Run the model for a service that started this process.
     #[command(hide = true)]
-    Engine,
+    Engine(Engine),
     /// Ask the running service a question.
     Ask(Ask),
     /// Show how the running service is.
@@ -33,6 +33,17 @@ pub struct Serve {
     /// The configuration file.
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
+}
+
+/// `promptd engine`; the service passes on how it logs.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Engine {
+    /// What is logged, as in `log.level`.
+    #[arg(long, default_value = "info")]
+    pub log_level: String,
+    /// One JSON object a line.
+    #[arg(long)]
+    pub log_json: bool,
 }
 
 /// `promptd ask`

@@ -46,7 +46,7 @@ pub mod exit {
 pub fn main() -> ExitCode {
     match Args::parse().command {
         Command::Serve(args) => serve::run(args, &environment()),
-        Command::Engine => crate::engine::adapter::run(),
+        Command::Engine(args) => serve::engine(args, &environment()),
         Command::Ask(args) => block_on(ask::run(args)),
         Command::Status(args) => block_on(status::run(args)),
     }

@@ -1,12 +1,14 @@
-//! `promptd serve`: reads the configuration, starts logging and hands over to the daemon; says in one line why it could not.
+//! `promptd serve` and the `promptd engine` it starts: configuration, logging, then the rooms that do the work. Says in one
+//! line why it could not.
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::args::Serve;
+use super::args::{Engine, Serve};
 use super::exit;
-use crate::settings::Environment;
+use crate::engine::adapter;
+use crate::settings::{Environment, Log, LogFormat};
 use crate::{daemon, settings, telemetry};
 
 /// Where the configuration is if nobody says otherwise.
@@ -19,8 +21,7 @@ pub fn run(args: Serve, environment: &Environment) -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return fail(&error, exit::CONFIGURATION),
     };
-    // systemd sets JOURNAL_STREAM where standard error goes to the journal.
-    if let Err(message) = telemetry::start(&settings.log, environment.contains_key("JOURNAL_STREAM")) {
+    if let Err(message) = telemetry::start(&settings.log, is_journal(environment)) {
         return complain(&format!("configuration: {message}"), exit::CONFIGURATION);
     }
     let program = match std::env::current_exe() {
@@ -33,6 +34,21 @@ pub fn run(args: Serve, environment: &Environment) -> ExitCode {
         Err(error) if error.is_configuration() => fail(&error, exit::CONFIGURATION),
         Err(error) => fail(&error, exit::FAILURE),
     }
+}
+
+/// Runs the model for the service at the other end of standard input. Exit codes: [`adapter::run`]'s.
+pub fn engine(args: Engine, environment: &Environment) -> ExitCode {
+    let format = if args.log_json { LogFormat::Json } else { LogFormat::Text };
+    let log = Log { level: args.log_level, format };
+    match telemetry::start(&log, is_journal(environment)) {
+        Ok(()) => adapter::run(),
+        Err(message) => complain(&message, exit::USAGE),
+    }
+}
+
+/// systemd sets this where standard error goes to the journal.
+fn is_journal(environment: &Environment) -> bool {
+    environment.contains_key("JOURNAL_STREAM")
 }
 
 /// An error and its causes, on one line.

@@ -46,12 +46,16 @@ fn leave(ended: &Ended, busy: bool) -> ExitCode {
     if busy {
         // The usual end of a process runs the destructors of libonnxruntime while its threads still compute; that
         // crashes now and then, and a crash looks like a fault. This way there are none.
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
     ExitCode::from(ended)
 }
 
-fn load(request: &LoadRequest, progress: &mut dyn FnMut(LoadStage)) -> Result<Loaded<Runner>, Refusal> {
+fn load(
+    request: &LoadRequest,
+    progress: &mut dyn FnMut(LoadStage),
+) -> Result<Loaded<Runner>, Refusal> {
     let config = inference::Config {
         model: request.model.clone(),
         library: request.library.clone(),
@@ -95,7 +99,10 @@ impl Checker for Preparer {
 
     fn prepare(&self, request: &Request) -> Result<(Prepared, CheckedPrompt), Refusal> {
         let prepared = Preparer::prepare(self, request)?;
-        let checked = CheckedPrompt { prompt_tokens: prepared.prompt_tokens(), max_tokens: prepared.max_tokens() };
+        let checked = CheckedPrompt {
+            prompt_tokens: prepared.prompt_tokens(),
+            max_tokens: prepared.max_tokens(),
+        };
         Ok((prepared, checked))
     }
 }
@@ -104,7 +111,13 @@ impl Model for Runner {
     type Checker = Preparer;
     type Error = StepError;
 
-    fn start(&mut self, id: PromptId, prepared: Prepared, seed: u64, resume: &[u32]) -> Result<(), Refusal> {
+    fn start(
+        &mut self,
+        id: PromptId,
+        prepared: Prepared,
+        seed: u64,
+        resume: &[u32],
+    ) -> Result<(), Refusal> {
         Runner::start(self, id, prepared, seed, resume)
     }
 

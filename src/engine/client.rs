@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
@@ -66,11 +67,28 @@ impl SpawnConfig {
     }
 }
 
-/// The supervisor's events. Dropping the port (or closing its receiver) ends the engine and then the supervisor.
+/// The way to the supervisor. Dropping the port ends the engine and then the supervisor; [`EnginePort::end`] waits for it.
 #[derive(Debug)]
 pub struct EnginePort {
     /// What happens to engines, in order.
     pub events: mpsc::Receiver<EngineEvent>,
+    supervisor: Option<JoinHandle<()>>,
+}
+
+impl EnginePort {
+    /// A port whose events come from somebody else, in tests.
+    pub fn new(events: mpsc::Receiver<EngineEvent>) -> Self {
+        EnginePort { events, supervisor: None }
+    }
+
+    /// Ends the engine, by force after two seconds, and returns when it is gone.
+    pub async fn end(self) {
+        drop(self.events);
+        if let Some(supervisor) = self.supervisor {
+            // It can only fail by a panic of its own, which the runtime has reported; its child is killed then.
+            let _ = supervisor.await;
+        }
+    }
 }
 
 /// What happens to engines.
@@ -98,7 +116,7 @@ pub enum EngineEvent {
 /// Starts the supervisor's task on the current runtime; the engine lives as long as the port.
 pub fn supervise(config: SpawnConfig) -> EnginePort {
     let (events, received) = mpsc::channel(CHANNEL);
-    tokio::spawn(async move {
+    let supervisor = tokio::spawn(async move {
         let mut backoff = Backoff::default();
         while let Some(wait) = one_life(&config, &events, &mut backoff).await {
             tokio::select! {
@@ -107,7 +125,7 @@ pub fn supervise(config: SpawnConfig) -> EnginePort {
             }
         }
     });
-    EnginePort { events: received }
+    EnginePort { events: received, supervisor: Some(supervisor) }
 }
 
 /// Whether a variable of the service's environment is none of the engine's business: settings (which may name

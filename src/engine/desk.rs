@@ -165,8 +165,8 @@ mod tests {
         Job::Start { id: PromptId(id), request: request(), seed: 0, resume: Vec::new() }
     }
 
-    fn order(id: u64) -> Option<Order<()>> {
-        Some(Order::Start { id: PromptId(id), prepared: (), seed: 0, resume: Vec::new() })
+    fn order(id: u64) -> Order<()> {
+        Order::Start { id: PromptId(id), prepared: (), seed: 0, resume: Vec::new() }
     }
 
     fn said(desk: &Desk<()>) -> Vec<String> {
@@ -197,12 +197,12 @@ mod tests {
         assert_eq!(desk.job(), Some(start(2)));
         // While it is prepared.
         desk.cancel(PromptId(2));
-        assert!(!desk.prepared(PromptId(2), order(2)));
+        assert!(!desk.prepared(PromptId(2), Some(order(2))));
         assert_eq!(said(&desk), [""; 0]);
         // When the model has it, or is about to.
         desk.put(start(3));
         desk.job();
-        assert!(desk.prepared(PromptId(3), order(3)));
+        assert!(desk.prepared(PromptId(3), Some(order(3))));
         desk.cancel(PromptId(3));
         assert_eq!(said(&desk), ["start p3", "cancel p3"]);
     }

@@ -163,7 +163,9 @@ mod tests {
             FromEngine::Heartbeat,
             delta(1, "c", 12),
         ];
-        said.into_iter().for_each(|frame| outbox.push(frame));
+        for frame in said {
+            outbox.push(frame);
+        }
         outbox.close();
         let merged = Event::Delta { text: "abc".to_owned(), tokens: vec![10, 11, 12] };
         let expected = [

@@ -237,7 +237,7 @@ fn read_all<P>(mut socket: UnixStream, ask: &SyncSender<LoadRequest>, desk: &Des
             }
             ToEngine::Check { check, request } => desk.put(Job::Check { check, request }),
             ToEngine::Start { id, request, seed, resume } => {
-                desk.put(Job::Start { id, request, seed, resume })
+                desk.put(Job::Start { id, request, seed, resume });
             }
             ToEngine::Cancel { id } => desk.cancel(id),
         }

@@ -82,7 +82,7 @@ impl<'a> Step<'a> {
         self.bind_output(name, value)
     }
 
-    /// The graph reads and writes the same memory. Only for graphs made for it (GroupQueryAttention's past and present).
+    /// The graph reads and writes the same memory. Only for graphs made for it (`GroupQueryAttention`'s past and present).
     pub(super) fn in_place<T: Element>(
         &mut self,
         (input, output): (&CStr, &CStr),

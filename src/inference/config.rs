@@ -1,5 +1,5 @@
-//! What a model folder's JSON states of its model: genai_config.json (onnxruntime-genai), or config.json and
-//! generation_config.json (transformers.js, Optimum). Parsing and plausibility only; whether the graph agrees is
+//! What a model folder's JSON states of its model: `genai_config.json` (onnxruntime-genai), or `config.json` and
+//! `generation_config.json` (transformers.js, Optimum). Parsing and plausibility only; whether the graph agrees is
 //! checked in [`super::graph`].
 
 use std::path::{Path, PathBuf};
@@ -94,7 +94,7 @@ struct Object<'a> {
     value: &'a Value,
 }
 
-/// Reads genai_config.json.
+/// Reads `genai_config.json`.
 pub(super) fn genai(file: &Path, json: &Value) -> Result<ModelConfig, LoadError> {
     let root = Object { file, at: "", value: json };
     let model = root.object("model")?;
@@ -202,7 +202,7 @@ fn session_options(
     Ok(())
 }
 
-/// Reads config.json, and generation_config.json where there is one.
+/// Reads `config.json`, and `generation_config.json` where there is one.
 pub(super) fn hugging_face(
     file: &Path,
     json: &Value,

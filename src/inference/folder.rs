@@ -39,7 +39,7 @@ pub(super) struct Folder {
     pub(super) graph: PathBuf,
     /// tokenizer.json, read.
     pub(super) tokenizer: Vec<u8>,
-    /// tokenizer_config.json; `null` where there is none.
+    /// `tokenizer_config.json`; `null` where there is none.
     pub(super) tokenizer_config: Value,
     /// The chat template and the file it is in.
     pub(super) template: Option<(PathBuf, String)>,
@@ -76,23 +76,53 @@ fn layout(root: &Path) -> Result<(ModelConfig, PathBuf), LoadError> {
     }
     let file = root.join("config.json");
     if !exists(&file) {
-        let reason = "holds neither genai_config.json nor config.json, so it is no model folder that promptd knows";
-        return Err(LoadError::Folder { path: root.into(), reason: reason.into() });
+        let mut reason = String::from(
+            "holds neither genai_config.json nor config.json, so it is no model folder that promptd knows",
+        );
+        if let Some(below) = find_below(root, VARIANT_DEPTH) {
+            reason =
+                format!("is no model folder itself, but {} is: name that one", below.display());
+        }
+        return Err(LoadError::Folder { path: root.into(), reason });
     }
     let generation = root.join("generation_config.json");
     let stated = if exists(&generation) { Some(read_json(&generation)?) } else { None };
     let stated = stated.as_ref().map(|value| (generation.as_path(), value));
     let config = config::hugging_face(&file, &read_json(&file)?, stated)?;
-    let candidates = ["onnx", ""]
-        .iter()
-        .flat_map(|folder| GRAPH_NAMES.iter().map(move |name| root.join(folder).join(name)));
-    match candidates.into_iter().find(|path| exists(path)) {
+    let onnx = root.join("onnx");
+    if onnx.is_symlink() {
+        return Err(LoadError::file(
+            onnx,
+            "is a symbolic link; model folders hold plain files only",
+        ));
+    }
+    let candidates = [onnx.as_path(), root].into_iter();
+    let candidates =
+        candidates.flat_map(|folder| GRAPH_NAMES.iter().map(move |name| folder.join(name)));
+    match { candidates }.find(|path| exists(path)) {
         Some(graph) => Ok((config, graph)),
         None => Err(LoadError::file(
             root.join("model.onnx"),
             "is missing, and there is no other graph in the folder",
         )),
     }
+}
+
+/// Repositories of models hold variants in folders such as `cpu_and_mobile/cpu-int4-rtn-block-32/`.
+const VARIANT_DEPTH: u32 = 3;
+/// More entries than any repository of models has at one level.
+const MAX_ENTRIES: usize = 256;
+
+/// A folder below that holds a model: the first by name.
+fn find_below(folder: &Path, depth: u32) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).ok()?.take(MAX_ENTRIES).filter_map(Result::ok);
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let mut folders: Vec<PathBuf> = folders.map(|entry| entry.path()).collect();
+    folders.sort();
+    let here = folders.iter().find(|folder| exists(&folder.join("genai_config.json"))).cloned();
+    here.or_else(|| {
+        folders.iter().filter(|_| depth > 1).find_map(|folder| find_below(folder, depth - 1))
+    })
 }
 
 /// The graph's file and every file it needs: there, plain, inside the folder, long enough.
@@ -133,7 +163,7 @@ fn check_graph(root: &Path, graph: &Path, config: &ModelConfig) -> Result<(), Lo
     }
 }
 
-/// tokenizer_config.json and the chat template: a file of its own, or a value in there (a string, or a list in which
+/// `tokenizer_config.json` and the chat template: a file of its own, or a value in there (a string, or a list in which
 /// one is named `default`).
 fn tokenizer_files(root: &Path) -> Result<(Value, Option<(PathBuf, String)>), LoadError> {
     let file = root.join("tokenizer_config.json");
@@ -280,6 +310,14 @@ mod tests {
         let text = |path: &Path| open(path).unwrap_err().to_string();
         assert!(text(&dir.path().join("none")).contains("does not exist"));
         assert!(text(dir.path()).contains("neither genai_config.json nor config.json"));
+        let variant = dir.path().join("cpu_and_mobile/cpu-int4");
+        std::fs::create_dir_all(&variant).unwrap();
+        std::fs::write(variant.join("genai_config.json"), "{}").unwrap();
+        assert!(
+            text(dir.path()).contains("cpu_and_mobile/cpu-int4 is: name that one"),
+            "{}",
+            text(dir.path())
+        );
         std::fs::write(dir.path().join("genai_config.json"), "{ \"model\": ").unwrap();
         assert!(text(dir.path()).contains("genai_config.json: is not JSON"));
     }

@@ -1,18 +1,19 @@
 //! Answers that must have a form: JSON of a schema, a regular expression, one of several strings. Compiles the form
 //! into a matcher that says before each token which tokens may come. Fails closed: no form, no answer.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
 use serde_json::Value;
 use toktrie_hf_tokenizers::ByteTokenizer;
 
+use super::tokenizer::Tokenizer;
 use crate::request::{Code, Constraint, Refusal};
 
-/// The largest schema or expression. OpenAI allows 15,000 characters of names in a schema; this is several times that.
+/// The largest schema or expression. `OpenAI` allows 15,000 characters of names in a schema; this is several times that.
 const MAX_SOURCE_BYTES: usize = 64 << 10;
-/// Compilers of schemas and expressions recurse; serde_json itself ends at 128.
+/// Compilers of schemas and expressions recurse; `serde_json` itself ends at 128.
 const MAX_DEPTH: usize = 64;
 /// Regular expressions nest through brackets.
 const MAX_BRACKETS: usize = 64;
@@ -27,8 +28,8 @@ const MAX_LEXER_STATES: usize = 50_000;
 
 /// Compiles constraints for one tokenizer. Prepared at the first use, because most devices never ask for one.
 pub(super) struct Grammars {
-    tokenizer: tokenizers::Tokenizer,
-    eos: Vec<u32>,
+    tokenizer: Arc<Tokenizer>,
+    eos: Arc<[u32]>,
     vocab: usize,
     factory: OnceLock<Result<ParserFactory, String>>,
 }
@@ -44,7 +45,7 @@ impl std::fmt::Debug for Grammars {
 
 impl Grammars {
     /// `vocab` is the number of logits.
-    pub(super) fn new(tokenizer: tokenizers::Tokenizer, eos: Vec<u32>, vocab: usize) -> Self {
+    pub(super) fn new(tokenizer: Arc<Tokenizer>, eos: Arc<[u32]>, vocab: usize) -> Self {
         Grammars { tokenizer, eos, vocab, factory: OnceLock::new() }
     }
 
@@ -92,7 +93,7 @@ impl Grammars {
     }
 
     fn factory(&self) -> Result<ParserFactory, String> {
-        let mut bytes = ByteTokenizer::from_tokenizer(self.tokenizer.clone())
+        let mut bytes = ByteTokenizer::from_tokenizer(self.tokenizer.inner())
             .map_err(|error| error.to_string())?;
         let known = bytes.tokrx_info().vocab_size;
         if self.eos.is_empty() || self.eos.iter().any(|id| *id >= known) {
@@ -207,7 +208,7 @@ mod tests {
     fn grammars() -> Grammars {
         let tokenizer = tiny();
         let vocab = tokenizer.vocab_size();
-        Grammars::new(tokenizer.inner(), vec![2], vocab)
+        Grammars::new(Arc::new(tokenizer), Arc::new([2]), vocab)
     }
 
     /// The only text a constraint allows, where it allows only one.

@@ -202,6 +202,7 @@ impl Graph {
 
 fn session(runtime: &Runtime, file: &Path, threads: usize) -> ort::Result<Session> {
     // The builder rides in its errors for those who want to go on without the option; nobody does here.
+    #[expect(clippy::needless_pass_by_value, reason = "has the form that map_err takes")]
     fn plain<T>(error: ort::Error<T>) -> ort::Error {
         ort::Error::new_with_code(error.code(), error.message())
     }
@@ -378,8 +379,9 @@ impl View<'_> {
         let has =
             |outlets: &[Outlet], name: &str| outlets.iter().any(|outlet| outlet.name() == name);
         let names = &self.config.names;
-        let in_graph = (0..)
-            .take_while(|layer: &u32| {
+        // A pattern without `%d` would match for ever.
+        let in_graph = (0..self.session.inputs().len())
+            .take_while(|layer| {
                 has(self.session.inputs(), &names.past_key.replace("%d", &layer.to_string()))
             })
             .count();

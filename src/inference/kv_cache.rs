@@ -55,8 +55,11 @@ pub(super) struct Cache<T> {
     slabs: Vec<Vec<T>>,
     /// Grown: for each slot a past and a present for each name, `[1, kv_heads, tokens, head_size]` at their beginning,
     /// which change places after each step.
-    grown: Vec<(Vec<Vec<T>>, Vec<Vec<T>>)>,
+    grown: Vec<PastAndPresent<T>>,
 }
+
+/// One slot's past and present, a tensor for each name.
+type PastAndPresent<T> = (Vec<Vec<T>>, Vec<Vec<T>>);
 
 /// Which slots a step works on: `count` of them from `first`, `tokens` new tokens each behind `past`.
 #[derive(Clone, Copy, Debug)]

@@ -101,7 +101,7 @@ mod tests {
             match (check(dir.path()), words) {
                 (Ok(()), None) => {}
                 (Err(error), Some(words)) => {
-                    assert!(error.to_string().contains(words), "{error} / {words}")
+                    assert!(error.to_string().contains(words), "{error} / {words}");
                 }
                 (result, words) => panic!("{manifest}: {result:?}, expected {words:?}"),
             }

@@ -176,8 +176,8 @@ pub fn load(
         provider: "CPU".into(),
         warnings,
     };
-    let grammars = grammar::Grammars::new(words.tokenizer.inner(), words.eos.clone(), vocab);
-    let tokenizer = Arc::new(words.tokenizer);
+    let (tokenizer, eos): (_, Arc<[u32]>) = (Arc::new(words.tokenizer), words.eos.into());
+    let grammars = grammar::Grammars::new(Arc::clone(&tokenizer), Arc::clone(&eos), vocab);
     let parts = Parts {
         tokenizer: Arc::clone(&tokenizer),
         template: words.template,
@@ -190,7 +190,7 @@ pub fn load(
     let runner = Runner {
         graph,
         tokenizer,
-        eos: words.eos.into(),
+        eos,
         clock,
         chunk: size(chunk),
         slots: usize::from(slots),

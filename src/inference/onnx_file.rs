@@ -197,7 +197,7 @@ fn note_external(
 /// Bits of one element of `TensorProto.DataType`; `None` where elements have no fixed size.
 fn bits(data_type: u64) -> Option<u64> {
     match data_type {
-        21 | 22 | 23 => Some(4),
+        21..=23 => Some(4),
         2 | 3 | 9 | 17..=20 => Some(8),
         4 | 5 | 10 | 16 => Some(16),
         1 | 6 | 12 => Some(32),

@@ -71,7 +71,6 @@ impl Preparer {
     pub fn prepare(&self, request: &Request) -> Result<Prepared, Refusal> {
         let tokens = match &request.input {
             Input::Chat(messages) => self.conversation(messages)?,
-            Input::Completion(text) => self.text(text)?,
             Input::Ask { system, text } if self.parts.template.is_some() => {
                 let message = |role, content: &str| Message { role, content: content.to_owned() };
                 let system = system.iter().map(|system| message(Role::System, system));
@@ -81,7 +80,7 @@ impl Preparer {
             Input::Ask { system: Some(system), text } => {
                 self.text(&format!("{system}\n\n{text}"))?
             }
-            Input::Ask { system: None, text } => self.text(text)?,
+            Input::Completion(text) | Input::Ask { system: None, text } => self.text(text)?,
         };
         self.finish(tokens, request)
     }
@@ -172,6 +171,7 @@ fn too_long(context: u32, have: u64, about: &str) -> Refusal {
     Refusal::new(Code::ContextLengthExceeded, message).with_limit(u64::from(context), have)
 }
 
-fn tokenizer_failed(reason: String) -> Refusal {
-    Refusal::new(Code::Internal, format!("the prompt cannot be tokenised: {reason}"))
+fn tokenizer_failed(reason: impl std::fmt::Display) -> Refusal {
+    // Whatever it is, other prompts do not have it.
+    Refusal::bad_request(format!("the prompt cannot be turned into tokens: {reason}"))
 }

@@ -148,6 +148,7 @@ fn detail(error: &minijinja::Error) -> String {
 }
 
 /// JSON as Python's `json.dumps(ensure_ascii=False)` writes it, which is what templates are written against.
+#[expect(clippy::needless_pass_by_value, reason = "has the form that minijinja's filters take")]
 fn tojson(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
     let _: Option<bool> = options.get("ensure_ascii")?;

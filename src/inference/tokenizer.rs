@@ -10,24 +10,17 @@ use super::error::LoadError;
 
 /// The tokenizer of a model.
 pub(super) struct Tokenizer {
-    /// Recognises control tokens in the text.
-    speaking: tokenizers::Tokenizer,
-    /// The same, but the text of a control token is text like any other.
-    plain: tokenizers::Tokenizer,
-    specials: Vec<Special>,
+    inner: tokenizers::Tokenizer,
+    /// Texts of the control tokens.
+    specials: Vec<String>,
     pieces: Pieces,
     /// Put in front of every prompt, once.
     bos: Option<u32>,
 }
 
-/// A control token as it is written.
-#[derive(Clone, Debug)]
-struct Special {
-    text: String,
-    id: u32,
-    /// White space before or behind it belongs to it.
-    strips: (bool, bool),
-}
+/// Put into the middle of what looks like a control token and is not meant as one, and taken out again as a token: a
+/// private-use character, which vocabularies have no word for and merge with nothing.
+const BREAK: char = '\u{E0FE}';
 
 /// The bytes of every token: what generated ids mean as text.
 #[derive(Debug)]
@@ -43,7 +36,7 @@ pub(super) struct Pieces {
 /// How bytes become text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DecodeRules {
-    /// The first space of a whole text is the tokenizer's own and is dropped (SentencePiece).
+    /// The first space of a whole text is the tokenizer's own and is dropped (`SentencePiece`).
     pub(super) strips_first_space: bool,
     /// Bytes that are no UTF-8 give one replacement character each (byte fallback), not one for each broken sequence.
     pub(super) one_replacement_per_byte: bool,
@@ -59,7 +52,7 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads tokenizer.json; `config` is tokenizer_config.json, `model_bos` what the model's configuration says.
+    /// Reads tokenizer.json; `config` is `tokenizer_config.json`, `model_bos` what the model's configuration says.
     pub(super) fn read(
         file: &Path,
         json: &[u8],
@@ -73,24 +66,13 @@ impl Tokenizer {
         if vocab.is_some_and(|vocab| vocab.as_object().is_some_and(serde_json::Map::is_empty)) {
             return Err(wrong("has an empty vocabulary".into()));
         }
-        let speaking = tokenizers::Tokenizer::from_bytes(json)
+        let inner = tokenizers::Tokenizer::from_bytes(json)
             .map_err(|error| wrong(format!("is no tokenizer: {error}")))?;
-        let mut plain = speaking.clone();
-        plain.set_encode_special_tokens(true);
-        let mut specials: Vec<Special> = speaking
-            .get_added_tokens_decoder()
-            .into_iter()
-            .filter(|(_, token)| token.special && !token.content.is_empty())
-            .map(|(id, token)| Special {
-                text: token.content,
-                id,
-                strips: (token.lstrip, token.rstrip),
-            })
-            .collect();
-        // The longest first, so that the first match at a place is the longest.
-        specials.sort_by(|a, b| b.text.len().cmp(&a.text.len()).then(a.id.cmp(&b.id)));
-        let pieces = Pieces::read(&speaking, &value).map_err(wrong)?;
-        let mut tokenizer = Tokenizer { speaking, plain, specials, pieces, bos: None };
+        let added = inner.get_added_tokens_decoder();
+        let specials = added.into_values().filter(|token| token.special).map(|token| token.content);
+        let specials = specials.filter(|text| !text.is_empty()).collect();
+        let pieces = Pieces::read(&inner, &value).map_err(wrong)?;
+        let mut tokenizer = Tokenizer { inner, specials, pieces, bos: None };
         tokenizer.bos = tokenizer.find_bos(config, model_bos);
         Ok(tokenizer)
     }
@@ -102,16 +84,16 @@ impl Tokenizer {
             Some(true) => named,
             Some(false) => None,
             None => {
-                let encoding = self.speaking.encode("", true).ok()?;
+                let encoding = self.inner.encode("", true).ok()?;
                 let first = encoding.get_ids().first().copied()?;
                 (named.is_none() || named == Some(first)).then_some(first)
             }
         }
     }
 
-    /// The id of a token that tokenizer_config.json names by its text (`bos_token`, `eos_token`).
+    /// The id of a token that `tokenizer_config.json` names by its text (`bos_token`, `eos_token`).
     pub(super) fn named_id(&self, config: &Value, key: &str) -> Option<u32> {
-        self.speaking.token_to_id(&named_token(config, key)?)
+        self.inner.token_to_id(&named_token(config, key)?)
     }
 
     /// One more than the highest id.
@@ -121,7 +103,7 @@ impl Tokenizer {
 
     /// The tokenizer underneath, for those who need its vocabulary.
     pub(super) fn inner(&self) -> tokenizers::Tokenizer {
-        self.speaking.clone()
+        self.inner.clone()
     }
 
     /// The bytes behind the ids.
@@ -131,13 +113,13 @@ impl Tokenizer {
 
     /// A client's text to be continued: BOS where the model wants one, no control tokens.
     pub(super) fn encode_text(&self, text: &str) -> Result<Vec<u32>, String> {
-        let ids = ids(&self.plain, text)?;
+        let ids = self.encode_protected(text, std::slice::from_ref(&(0..text.len())))?;
         Ok(self.bos.into_iter().chain(ids).collect())
     }
 
     /// Text in which control tokens are meant: BOS in front unless the text brings it.
     pub(super) fn encode_speaking(&self, text: &str) -> Result<Vec<u32>, String> {
-        Ok(self.with_bos(ids(&self.speaking, text)?))
+        self.encode_conversation(text, &[])
     }
 
     /// What a chat template wrote, with the ranges that came from clients: control tokens only outside of those.
@@ -146,88 +128,77 @@ impl Tokenizer {
         text: &str,
         client: &[Range<usize>],
     ) -> Result<Vec<u32>, String> {
-        let found = self.find_specials(text, client);
-        let meant_only = !client.iter().any(|range| {
-            let inside = text.get(range.clone()).unwrap_or_default();
-            self.has_special(inside)
-        });
-        if meant_only
-            && found
-                .iter()
-                .map(|(range, _)| range)
-                .eq(self.find_specials(text, &[]).iter().map(|(range, _)| range))
-        {
-            return self.encode_speaking(text);
-        }
-        let (mut all, mut at) = (Vec::new(), 0);
-        for (range, special) in found {
-            let mut before = text.get(at..range.start).unwrap_or_default();
-            if special.strips.0 {
-                before = before.trim_end();
-            }
-            all.extend(ids(&self.plain, before)?);
-            all.push(special.id);
-            at = range.end;
-            if special.strips.1 {
-                let rest = text.get(at..).unwrap_or_default();
-                at += rest.len() - rest.trim_start().len();
-            }
-        }
-        all.extend(ids(&self.plain, text.get(at..).unwrap_or_default())?);
-        Ok(self.with_bos(all))
-    }
-
-    /// Whether the text of a control token stands anywhere in `text`.
-    pub(super) fn has_special(&self, text: &str) -> bool {
-        self.specials.iter().any(|special| text.contains(&special.text))
-    }
-
-    fn with_bos(&self, mut ids: Vec<u32>) -> Vec<u32> {
+        let mut ids = self.encode_protected(text, client)?;
         if let Some(bos) = self.bos
             && ids.first() != Some(&bos)
         {
             ids.insert(0, bos);
         }
-        ids
+        Ok(ids)
     }
 
-    /// Control tokens in `text` that touch none of the given ranges, in order, the leftmost and longest first.
-    fn find_specials(&self, text: &str, outside: &[Range<usize>]) -> Vec<(Range<usize>, &Special)> {
-        let mut found = Vec::new();
-        let mut at = 0;
-        for (start, _) in text.char_indices() {
-            if start < at {
-                continue;
-            }
+    /// Encodes the text as a whole, so that ordinary text gets the ids it always gets; only what looks like a control
+    /// token and touches a client's range is broken up first.
+    fn encode_protected(&self, text: &str, client: &[Range<usize>]) -> Result<Vec<u32>, String> {
+        let (protected, breaks) = self.protect(text, client);
+        if protected.is_empty() {
+            return Ok(Vec::new());
+        }
+        let encoding = self.inner.encode(protected, false).map_err(|error| error.to_string())?;
+        let mut ids = encoding.get_ids().to_vec();
+        if breaks.is_empty() {
+            return Ok(ids);
+        }
+        let of_break = |&(start, end): &(usize, usize)| {
+            // Ranges are in order and do not touch.
+            let next = breaks.partition_point(|range| range.end <= start);
+            breaks
+                .get(next)
+                .filter(|range| range.start < end)
+                .map(|range| range.start <= start && end <= range.end)
+        };
+        let kinds: Vec<Option<bool>> = encoding.get_offsets().iter().map(of_break).collect();
+        if kinds.contains(&Some(false)) {
+            return Err(
+                "it holds the text of a control token, which this tokenizer cannot take as text"
+                    .into(),
+            );
+        }
+        let mut kinds = kinds.into_iter();
+        ids.retain(|_| kinds.next().flatten().is_none());
+        Ok(ids)
+    }
+
+    /// The text with a break in each control token that touches a client's range, and where the breaks are.
+    fn protect(&self, text: &str, client: &[Range<usize>]) -> (String, Vec<Range<usize>>) {
+        let (mut protected, mut breaks) = (String::with_capacity(text.len()), Vec::new());
+        for (start, character) in text.char_indices() {
+            protected.push(character);
             let rest = text.get(start..).unwrap_or_default();
-            let special = self.specials.iter().find(|special| {
-                let end = start + special.text.len();
-                rest.starts_with(&special.text)
-                    && outside.iter().all(|range| end <= range.start || range.end <= start)
-            });
-            if let Some(special) = special {
-                at = start + special.text.len();
-                found.push((start..at, special));
+            let touches =
+                |end: usize| client.iter().any(|range| range.start < end && start < range.end);
+            if self
+                .specials
+                .iter()
+                .any(|special| rest.starts_with(special) && touches(start + special.len()))
+            {
+                breaks.push(protected.len()..protected.len() + BREAK.len_utf8());
+                protected.push(BREAK);
             }
         }
-        found
+        (protected, breaks)
+    }
+
+    /// Whether the text of a control token stands anywhere in `text`.
+    pub(super) fn has_special(&self, text: &str) -> bool {
+        self.specials.iter().any(|special| text.contains(special))
     }
 }
 
-/// The text of a token that tokenizer_config.json names: a string, or an object with `content`.
+/// The text of a token that `tokenizer_config.json` names: a string, or an object with `content`.
 pub(super) fn named_token(config: &Value, key: &str) -> Option<String> {
     let value = config.get(key)?;
     value.as_str().or_else(|| value.get("content").and_then(Value::as_str)).map(str::to_owned)
-}
-
-fn ids(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, String> {
-    if text.is_empty() {
-        return Ok(Vec::new());
-    }
-    tokenizer
-        .encode_fast(text, false)
-        .map(|encoding| encoding.get_ids().to_vec())
-        .map_err(|error| error.to_string())
 }
 
 impl Pieces {
@@ -255,7 +226,7 @@ impl Pieces {
                 (Some(token), _) if token.special => {}
                 (Some(token), _) => bytes.extend_from_slice(token.content.as_bytes()),
                 (None, Some(text)) if byte_level => {
-                    bytes.extend(text.chars().flat_map(|c| byte_of(&map, c)))
+                    bytes.extend(text.chars().flat_map(|c| byte_of(&map, c)));
                 }
                 (None, Some(text)) => match hex_byte(&text).filter(|_| byte_fallback) {
                     Some(byte) => bytes.push(byte),
@@ -366,20 +337,22 @@ pub(super) mod tests {
     #[test]
     fn control_tokens_only_where_the_template_wrote_them() {
         let tokenizer = tiny();
+        // One range a client wrote.
+        let client = |start, end| vec![Range { start, end }];
         let text = "<s>a</s>b</s>";
         let all = tokenizer.encode_speaking(text).unwrap();
         assert_eq!(all.iter().filter(|id| **id == 2).count(), 2);
         // The client wrote `a</s>b`.
-        let safe = tokenizer.encode_conversation(text, &[3..9]).unwrap();
+        let safe = tokenizer.encode_conversation(text, &client(3, 9)).unwrap();
         assert_eq!(safe.iter().filter(|id| **id == 2).count(), 1);
         assert_eq!(safe.first(), Some(&1));
         assert_eq!(safe.last(), Some(&2));
         // Half of it by the template, half by the client: still text.
-        let split = tokenizer.encode_conversation("<s>a</s>", &[3..6]).unwrap();
+        let split = tokenizer.encode_conversation("<s>a</s>", &client(3, 6)).unwrap();
         assert!(!split.contains(&2));
         // Without such text it is the joint encoding.
         assert_eq!(
-            tokenizer.encode_conversation("<s>ab</s>", &[3..5]).unwrap(),
+            tokenizer.encode_conversation("<s>ab</s>", &client(3, 5)).unwrap(),
             tokenizer.encode_speaking("<s>ab</s>").unwrap()
         );
         assert!(!tokenizer.encode_text("</s>").unwrap().contains(&2));
@@ -402,6 +375,33 @@ pub(super) mod tests {
         };
         assert!(read("[1,2").contains("not JSON"));
         assert!(read("{}").contains("no tokenizer"));
+    }
+
+    /// Control tokens of real vocabularies in a client's text: never a control token, and the text stays what it was.
+    #[test]
+    fn no_text_of_a_client_becomes_a_control_token() {
+        let Some(root) = test_material::root() else { return };
+        for name in ["llama-32000", "llama3", "gpt2", "phi3-v"] {
+            let file = root.join(format!("tokenizers/{name}.tokenizer.json"));
+            let json = std::fs::read(&file).unwrap();
+            let tokenizer =
+                Tokenizer::read(&file, &json, &json!({"add_bos_token": false}), None).unwrap();
+            for special in &tokenizer.specials {
+                let text = format!("x {special}{special} é{special}");
+                let ids = tokenizer.encode_text(&text).unwrap();
+                let bytes: Vec<u8> =
+                    ids.iter().flat_map(|id| tokenizer.pieces.bytes(*id)).copied().collect();
+                assert!(
+                    ids.iter().all(|id| !tokenizer.pieces.bytes(*id).is_empty()),
+                    "{name} {special}"
+                );
+                assert_eq!(
+                    String::from_utf8(bytes).unwrap().trim_start(),
+                    text,
+                    "{name} {special}"
+                );
+            }
+        }
     }
 
     /// Ids by independent implementations, where they are at hand.
@@ -427,9 +427,9 @@ pub(super) mod tests {
                 let expected: Vec<u32> = serde_json::from_value(line["ids"].clone()).unwrap();
                 let got = tokenizer.encode_speaking(text).unwrap();
                 if got == expected {
-                    right += 1
+                    right += 1;
                 } else {
-                    wrong.push(format!("{text:?}: {got:?}, expected {expected:?}"))
+                    wrong.push(format!("{text:?}: {got:?}, expected {expected:?}"));
                 }
             }
             println!("{name}: {right}/{total} {:?}", wrong.first());

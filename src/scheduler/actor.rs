@@ -182,11 +182,8 @@ impl Actor {
         self.outbox.clear();
     }
 
-    async fn end_engine(mut self) {
-        self.engine = None;
-        self.port.events.close();
-        let ended = async { while self.port.events.recv().await.is_some() {} };
-        if tokio::time::timeout(ENGINE_END, ended).await.is_err() {
+    async fn end_engine(self) {
+        if tokio::time::timeout(ENGINE_END, self.port.end()).await.is_err() {
             tracing::warn!("the engine's supervisor did not end within {} s", ENGINE_END.as_secs());
         }
     }

@@ -183,7 +183,8 @@ mod tests {
     fn those_of_a_dead_engine_go_first_in_their_order() {
         let mut queue = Queue::default();
         queue.push(PromptId(5), &who("a"), Priority::High);
-        [2, 1].into_iter().for_each(|n| queue.push_front(PromptId(n)));
+        queue.push_front(PromptId(2));
+        queue.push_front(PromptId(1));
         queue.remove(PromptId(7));
         assert_eq!(queue.len(), 3);
         let all: Vec<u64> = std::iter::from_fn(|| queue.pop()).map(|id| id.0).collect();
@@ -245,12 +246,11 @@ mod tests {
                     );
                     last[level] = Some(name);
                     plain.remove(place);
-                    for other in 0..4 {
+                    for (other, turns) in passed_over[level].iter_mut().enumerate() {
                         let waits = plain.iter().any(|(_, l, who)| (*l, *who) == (level, other));
-                        passed_over[level][other] =
-                            if waits && other != name { passed_over[level][other] + 1 } else { 0 };
-                        // All others once, and the last one's turn before it came.
-                        assert!(passed_over[level][other] <= 4, "{n}: one waits for ever");
+                        *turns = if waits && other != name { *turns + 1 } else { 0 };
+                        // All others once, and once more whoever was next when it came.
+                        assert!(*turns <= 4, "{n}: one waits for ever");
                     }
                 }
             }

@@ -40,9 +40,9 @@ fn a_library_that_cannot_be_used_is_told_by_its_fault() {
     let (_c, no_library) = damaged_library("text.so", |bytes| *bytes = b"not a library at all".to_vec());
     let table = [
         (&missing, vec!["/nowhere/libonnxruntime.so", "no such file"]),
-        (&truncated, vec!["truncated.so", "truncated"]),
+        (&truncated, vec!["truncated.so", "cut short"]),
         (&foreign, vec!["foreign.so", "x86-64", "aarch64"]),
-        (&no_library, vec!["text.so", "ELF"]),
+        (&no_library, vec!["text.so", "no shared library"]),
     ];
     for (path, words) in table {
         let (_service, message) = failed(&Plan { library: path.clone(), ..Plan::demo() });
@@ -148,7 +148,7 @@ fn a_wrong_configuration_ends_with_its_place_and_status_78() {
         ("[model]\npath = \"/m\"\n", "no door is open"),
         ("[model]\npath = \"/m\"\n[mqtt]\nurl = \"http://broker\"\n", "mqtt://"),
         ("[model]\npath = \"/m\"\n[mqtt]\nurl = \"mqtt://broker\"\nnode = \"a/b\"\n", "node"),
-        ("[model]\npath = \"/m\"\n[socket]\npath = \"/tmp/x\"\n[log]\nlevel = \"loud=\"\n", "log.level"),
+        ("[model]\npath = \"/m\"\n[socket]\npath = \"/tmp/x\"\n[log]\nlevel = \"promptd=loud\"\n", "log.level"),
     ];
     for (text, wanted) in table {
         std::fs::write(&path, text).unwrap();

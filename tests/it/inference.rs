@@ -5,115 +5,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use promptd::inference::{Config, LoadError, Loaded, Prepared, Stage, load};
+use promptd::inference::{Config, Loaded, Stage, load};
 use promptd::request::{
-    Code, Constraint, Event, Finish, FinishReason, Input, Message, PromptId, Refusal, Request,
-    Role, Sampling,
+    Code, Constraint, FinishReason, Input, Message, PromptId, Request, Role, Sampling,
 };
 use serde_json::Value;
 
-use crate::support::{library, material};
+use crate::support::model::{
+    Answer, completion, config, copy, ids, library, lines, material, model, open, request, run,
+    run_all,
+};
 
 const PLAIN: &str = "stories260k-plain-fp32";
 const FP32: &str = "stories260k-genai-fp32";
 const INT4: &str = "stories260k-genai-int4";
-
-fn config(library: &Path, model: &Path, slots: u16) -> Config {
-    Config {
-        model: model.into(),
-        library: library.into(),
-        threads: 1,
-        slots,
-        context: 0,
-        prefill_chunk: 0,
-    }
-}
-
-fn open(config: &Config) -> Result<Loaded, LoadError> {
-    load(config, Arc::new(Instant::now), &mut |_| {})
-}
-
-/// A model of the material; `None` where it cannot be had.
-fn model(name: &str, slots: u16) -> Option<Loaded> {
-    let (library, material) = (library(), material()?);
-    Some(open(&config(&library, &material.join("models").join(name), slots)).unwrap())
-}
-
-fn lines(file: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(material().unwrap().join("golden").join(file)).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    serde_json::from_value(value.clone()).unwrap()
-}
-
-fn request(input: Input, max_tokens: u32) -> Request {
-    Request {
-        input,
-        sampling: Sampling::default(),
-        max_tokens: Some(max_tokens),
-        stop: vec![],
-        constraint: Constraint::None,
-    }
-}
-
-fn completion(line: &Value, max_tokens: u32) -> Request {
-    request(Input::Completion(line["prompt"].as_str().unwrap().into()), max_tokens)
-}
-
-/// What came of one prompt.
-#[derive(Debug, Default)]
-struct Answer {
-    deltas: Vec<String>,
-    tokens: Vec<u32>,
-    prefill: Vec<(u32, u32)>,
-    end: Option<Result<Finish, Refusal>>,
-}
-
-impl Answer {
-    fn take(&mut self, event: Event) {
-        assert!(self.end.is_none(), "an event after the last: {event:?}");
-        match event {
-            Event::Prefill { done, total } => self.prefill.push((done, total)),
-            Event::Delta { text, tokens } => {
-                self.deltas.push(text);
-                self.tokens.extend(tokens);
-            }
-            Event::Finished(finish) => self.end = Some(Ok(finish)),
-            Event::Failed(refusal) => self.end = Some(Err(refusal)),
-        }
-    }
-
-    fn text(&self) -> String {
-        self.deltas.concat()
-    }
-
-    fn finish(&self) -> &Finish {
-        self.end.as_ref().unwrap().as_ref().unwrap()
-    }
-}
-
-/// Runs prompts together until all are answered.
-fn run_all(loaded: &mut Loaded, prompts: Vec<(Prepared, u64, Vec<u32>)>) -> Vec<Answer> {
-    let mut answers: Vec<Answer> = prompts.iter().map(|_| Answer::default()).collect();
-    let mut waiting = (0_u64..).zip(prompts).collect::<std::collections::VecDeque<_>>();
-    while !waiting.is_empty() || !loaded.runner.is_idle() {
-        while loaded.runner.free_slots() > 0
-            && let Some((id, (prepared, seed, resume))) = waiting.pop_front()
-        {
-            loaded.runner.start(PromptId(id), prepared, seed, &resume).unwrap();
-        }
-        let mut take = |id: PromptId, event| answers[usize::try_from(id.0).unwrap()].take(event);
-        loaded.runner.step(&mut take).unwrap();
-    }
-    answers
-}
-
-fn run(loaded: &mut Loaded, request: &Request) -> Answer {
-    let prepared = loaded.preparer.prepare(request).unwrap();
-    run_all(loaded, vec![(prepared, 0, vec![])]).remove(0)
-}
 
 fn check_golden(loaded: &mut Loaded, file: &str) {
     let (mut right, mut wrong) = (0, Vec::new());
@@ -148,21 +53,9 @@ fn greedy_answers_equal_the_reference() {
     }
 }
 
-/// A copy of a model of the material that may be changed.
-fn copy(name: &str) -> Option<tempfile::TempDir> {
-    let from = material()?.join("models").join(name);
-    let to = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::write(to.path().join(entry.file_name()), std::fs::read(entry.path()).unwrap())
-            .unwrap();
-    }
-    Some(to)
-}
-
 #[test]
 fn a_folder_without_genai_config_answers_alike() {
-    let (library, Some(folder)) = (library(), copy(PLAIN)) else { return };
+    let (Some(library), Some(folder)) = (library(), copy(PLAIN)) else { return };
     std::fs::remove_file(folder.path().join("genai_config.json")).unwrap();
     let mut loaded = open(&config(&library, folder.path(), 1)).unwrap();
     check_golden(&mut loaded, &format!("{PLAIN}.jsonl"));
@@ -173,10 +66,6 @@ fn conversations_equal_the_reference() {
     for name in [FP32, PLAIN] {
         let Some(mut loaded) = model(name, 1) else { return };
         for line in lines("stories260k-chat.jsonl") {
-            let message = |m: &Value| Message {
-                role: if m["role"] == "system" { Role::System } else { Role::User },
-                content: m["content"].as_str().unwrap().into(),
-            };
             let messages = line["messages"].as_array().unwrap().iter().map(message).collect();
             let request = request(Input::Chat(messages), 64);
             assert_eq!(
@@ -190,6 +79,51 @@ fn conversations_equal_the_reference() {
             assert_eq!(answer.text(), line["text"].as_str().unwrap());
         }
     }
+}
+
+/// The model that ships, against vectors made by its own reference.
+#[test]
+fn the_demo_model_answers_as_its_reference() {
+    let named = std::env::var_os("PROMPTD_TEST_DEMO").map(PathBuf::from);
+    let folder = named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo"));
+    let (Some(library), Ok(golden)) =
+        (library(), std::fs::read_to_string(folder.join("golden.jsonl")))
+    else {
+        println!("skipped: no {}", folder.join("golden.jsonl").display());
+        return;
+    };
+    let mut loaded = open(&config(&library, &folder, 4)).unwrap();
+    let (mut prompts, mut expected) = (Vec::new(), Vec::new());
+    for line in golden.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let most = u32::try_from(line["max_tokens"].as_u64().unwrap()).unwrap();
+        let request = match line["messages"].as_array() {
+            Some(messages) => request(Input::Chat(messages.iter().map(message).collect()), most),
+            None => completion(&line, most),
+        };
+        let prepared = loaded.preparer.prepare(&request).unwrap();
+        assert_eq!(prepared.tokens(), ids(&line["prompt_ids"]), "{}", line["id"]);
+        let answer = run(&mut loaded, &request);
+        assert_eq!(answer.tokens, ids(&line["greedy_ids"]), "{}", line["id"]);
+        assert_eq!(answer.text(), line["text"].as_str().unwrap(), "{}", line["id"]);
+        assert_eq!(answer.finish().reason.as_str(), line["finish_reason"], "{}", line["id"]);
+        prompts.push((prepared, 0, vec![]));
+        expected.push(answer.tokens);
+    }
+    let together = run_all(&mut loaded, prompts);
+    let same =
+        together.iter().zip(&expected).filter(|(answer, tokens)| answer.tokens == **tokens).count();
+    println!("demo: {} alone, {same} together", expected.len());
+    assert_eq!(same, expected.len());
+}
+
+fn message(value: &Value) -> Message {
+    let role = match value["role"].as_str().unwrap() {
+        "system" => Role::System,
+        "assistant" => Role::Assistant,
+        _ => Role::User,
+    };
+    Message { role, content: value["content"].as_str().unwrap().into() }
 }
 
 #[test]
@@ -283,7 +217,7 @@ fn a_resumed_answer_goes_on_where_it_was_cut() {
 
 #[test]
 fn long_prompts_are_read_in_chunks_and_can_be_cancelled_between_them() {
-    let (library, Some(material)) = (library(), material()) else { return };
+    let (Some(library), Some(material)) = (library(), material()) else { return };
     let folder = material.join("models").join(FP32);
     let text = "Once upon a time there was a little dog. ".repeat(15);
     let request = request(Input::Completion(text), 8);
@@ -322,9 +256,6 @@ fn long_prompts_are_read_in_chunks_and_can_be_cancelled_between_them() {
     start(&mut loaded, 2);
     while loaded.runner.free_slots() == 0 {
         step(&mut loaded);
-        if loaded.runner.free_slots() == 0 {
-            continue;
-        }
     }
     loaded.runner.cancel(PromptId(1));
     loaded.runner.cancel(PromptId(77));
@@ -394,7 +325,7 @@ fn an_answer_ends_with_the_context() {
 
 #[test]
 fn stages_are_told_before_they_begin_and_facts_are_right() {
-    let (library, Some(material)) = (library(), material()) else { return };
+    let (Some(library), Some(material)) = (library(), material()) else { return };
     let mut stages = Vec::new();
     let config = config(&library, &material.join("models").join(INT4), 2);
     let loaded = load(&config, Arc::new(Instant::now), &mut |stage| stages.push(stage)).unwrap();
@@ -411,140 +342,12 @@ fn stages_are_told_before_they_begin_and_facts_are_right() {
     assert!(facts.runtime_version.starts_with("1."), "{}", facts.runtime_version);
 }
 
-/// Folders that are damaged in one place each: what is changed, and words that the error must have.
+/// The engine gives the two halves of a model to different threads.
 #[test]
-fn damaged_folders_are_refused_with_file_and_reason() {
-    let (library, Some(_)) = (library(), material()) else { return };
-    type Damage = fn(&Path);
-    fn edit(folder: &Path, file: &str, change: fn(&mut Value)) {
-        let path = folder.join(file);
-        let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        change(&mut json);
-        std::fs::write(path, json.to_string()).unwrap();
-    }
-    fn cut(folder: &Path, file: &str) {
-        let bytes = std::fs::read(folder.join(file)).unwrap();
-        std::fs::write(folder.join(file), &bytes[..bytes.len() / 2]).unwrap();
-    }
-    let cases: &[(&str, Damage)] = &[
-        ("model.onnx: is missing", |f| std::fs::remove_file(f.join("model.onnx")).unwrap()),
-        ("model.onnx.data: is missing", |f| {
-            std::fs::remove_file(f.join("model.onnx.data")).unwrap()
-        }),
-        ("neither genai_config.json nor config.json", |f| {
-            std::fs::remove_file(f.join("genai_config.json")).unwrap()
-        }),
-        ("tokenizer.json: is missing", |f| std::fs::remove_file(f.join("tokenizer.json")).unwrap()),
-        ("model.onnx.data: has 185568 bytes, model.onnx needs 371136", |f| {
-            cut(f, "model.onnx.data")
-        }),
-        ("model.onnx.data: is empty", |f| std::fs::write(f.join("model.onnx.data"), "").unwrap()),
-        ("model.onnx: is cut short", |f| cut(f, "model.onnx")),
-        ("model.onnx: is no ONNX model", |f| {
-            std::fs::write(f.join("model.onnx"), [0, 255].repeat(500)).unwrap()
-        }),
-        ("model.onnx: is a git-lfs pointer", |f| {
-            std::fs::write(
-                f.join("model.onnx"),
-                "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-            )
-            .unwrap();
-        }),
-        ("head_size is 12, but model.onnx has 16", |f| {
-            edit(f, "genai_config.json", |j| j["model"]["decoder"]["head_size"] = 12.into())
-        }),
-        ("num_hidden_layers is 99, but model.onnx has 5", |f| {
-            edit(f, "genai_config.json", |j| {
-                j["model"]["decoder"]["num_hidden_layers"] = 99.into()
-            });
-        }),
-        ("num_hidden_layers is 1, but model.onnx has 5", |f| {
-            edit(f, "genai_config.json", |j| j["model"]["decoder"]["num_hidden_layers"] = 1.into());
-        }),
-        ("num_key_value_heads is 3, but model.onnx has 4", |f| {
-            edit(f, "genai_config.json", |j| {
-                j["model"]["decoder"]["num_key_value_heads"] = 3.into()
-            });
-        }),
-        ("vocab_size is 100000, but model.onnx has 512", |f| {
-            edit(f, "genai_config.json", |j| j["model"]["vocab_size"] = 100_000.into())
-        }),
-        ("rotary embeddings for 512 positions", |f| {
-            edit(f, "genai_config.json", |j| j["model"]["context_length"] = (1 << 20).into())
-        }),
-        ("input_ids is `tokens`, but model.onnx has no such tensor", |f| {
-            edit(f, "genai_config.json", |j| {
-                j["model"]["decoder"]["inputs"]["input_ids"] = "tokens".into()
-            });
-        }),
-        ("outside the model folder", |f| {
-            edit(f, "genai_config.json", |j| {
-                j["model"]["decoder"]["filename"] = "../../etc/hostname".into()
-            });
-        }),
-        ("empty vocabulary", |f| {
-            edit(f, "tokenizer.json", |j| j["model"]["vocab"] = serde_json::json!({}))
-        }),
-        ("tokenizer.json: has the token id 999999", |f| {
-            edit(f, "tokenizer.json", |j| j["model"]["vocab"]["zz-extra"] = 999_999.into())
-        }),
-        ("tokenizer_config.json: the chat template cannot be compiled", |f| {
-            edit(f, "tokenizer_config.json", |j| {
-                j["chat_template"] = "{% for m in messages %}{{ m.content }".into()
-            });
-        }),
-        ("model.onnx: is a folder", |f| {
-            std::fs::remove_file(f.join("model.onnx")).unwrap();
-            std::fs::create_dir(f.join("model.onnx")).unwrap();
-        }),
-        ("model.onnx.data: is a symbolic link", |f| {
-            std::fs::rename(f.join("model.onnx.data"), f.join("elsewhere")).unwrap();
-            std::os::unix::fs::symlink("elsewhere", f.join("model.onnx.data")).unwrap();
-        }),
-    ];
-    for (words, damage) in cases {
-        let folder = copy(INT4).unwrap();
-        damage(folder.path());
-        let error = open(&config(&library, folder.path(), 1)).unwrap_err();
-        assert!(error.to_string().contains(words), "{error}\nshould have: {words}");
-        assert_eq!(Refusal::from(error).code, Code::ModelFailed);
-    }
-}
-
-/// Every folder of `PROMPTD_TEST_BROKEN`, for looking at by eye; a folder that loads must answer.
-#[test]
-fn folders_broken_elsewhere_are_refused() {
-    let (library, Some(root)) = (library(), std::env::var_os("PROMPTD_TEST_BROKEN")) else {
-        println!("skipped: PROMPTD_TEST_BROKEN names no folder of damaged model folders");
-        return;
-    };
-    let mut folders: Vec<PathBuf> =
-        std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
-    folders.sort();
-    for folder in folders {
-        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-        match open(&config(&library, &folder, 1)) {
-            Ok(loaded) => println!("{name}: LOADED {:?}", loaded.facts.warnings),
-            Err(error) => println!(
-                "{name}: {}",
-                Refusal::from(error).message.replace(&*folder.to_string_lossy(), "…")
-            ),
-        }
-    }
-}
-
-#[test]
-fn libraries_that_cannot_be_used_are_named() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("libonnxruntime.so");
-    let refuse = || open(&config(&path, dir.path(), 1)).unwrap_err().to_string();
-    let missing = refuse();
-    assert!(missing.contains("no such file"), "{missing}");
-    std::fs::write(&path, "junk").unwrap();
-    let junk = refuse();
-    assert!(junk.contains("make build"), "{junk}");
-    let bytes = std::fs::read(library()).unwrap();
-    std::fs::write(&path, &bytes[..bytes.len() * 9 / 10]).unwrap();
-    let truncated = refuse();
-    assert!(truncated.contains("cut short"), "{truncated}");
+fn the_halves_of_a_model_can_be_moved_to_threads() {
+    fn send<T: Send>() {}
+    fn share<T: Clone + Send + Sync>() {}
+    send::<promptd::inference::Runner>();
+    send::<promptd::inference::Prepared>();
+    share::<promptd::inference::Preparer>();
 }

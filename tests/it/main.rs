@@ -3,17 +3,31 @@
 //! `#[cfg(test)]` tells clippy that helpers are tests too, where `unwrap` and `panic!` are the right words.
 
 #[cfg(test)]
+mod bad_input;
+#[cfg(test)]
 mod cli;
+#[cfg(test)]
+mod engine_death;
+#[cfg(test)]
+mod engine_client;
+#[cfg(test)]
+mod engine_process;
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 mod inference;
 #[cfg(test)]
 mod lines;
+#[cfg(test)]
+mod model_folder;
 #[cfg(test)]
 mod mqtt;
 #[cfg(test)]
 mod mqtt_faults;
 #[cfg(test)]
 mod scheduler;
+#[cfg(test)]
+mod shipped;
 #[cfg(test)]
 mod socket;
 #[cfg(test)]

@@ -9,7 +9,7 @@ use promptd::scheduler::{Config, Scheduler, State, Status, Ticket};
 use tokio::task::JoinHandle;
 
 use crate::support::engine::ScriptedEngine;
-use crate::support::words::{delta, finished, model, submission};
+use crate::support::words::{delta, finished, model, submission, words};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -280,7 +280,7 @@ async fn an_asker_that_does_not_read_holds_up_nobody_and_misses_nothing() {
     // Everything is there, in one piece.
     let Some(Event::Delta { text, tokens: got }) = lazy.next().await else { panic!("no text") };
     assert_eq!(got, tokens);
-    assert_eq!(text, tokens.iter().map(|token| format!("<{token}>")).collect::<String>());
+    assert_eq!(text, words(&tokens));
     assert!(matches!(lazy.next().await, Some(Event::Finished(_))));
     assert_eq!(lazy.next().await, None);
 }

@@ -29,7 +29,7 @@ impl ScriptedEngine {
     /// No engine runs yet.
     pub(crate) fn new() -> (ScriptedEngine, EnginePort) {
         let (events, received) = mpsc::channel(1);
-        (ScriptedEngine { events, orders: None, pid: 100 }, EnginePort { events: received })
+        (ScriptedEngine { events, orders: None, pid: 100 }, EnginePort::new(received))
     }
 
     /// An engine starts, and its model is ready at once.

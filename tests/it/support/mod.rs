@@ -4,6 +4,7 @@ pub(crate) mod broker;
 pub(crate) mod door;
 pub(crate) mod engine;
 pub(crate) mod http;
+pub(crate) mod model;
 pub(crate) mod raw_http;
 pub(crate) mod service;
 pub(crate) mod words;

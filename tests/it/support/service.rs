@@ -164,19 +164,31 @@ pub(crate) fn signal(pid: u32, name: &str) {
     assert!(done.success(), "kill -{name} {pid}");
 }
 
-/// Runs a command to its end: status, standard output, standard error.
+/// Runs a command to its end: status, standard output, standard error. One that does not end is killed, and the test fails.
 pub(crate) fn output(mut command: Command) -> (i32, String, String) {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut errors = child.stderr.take().unwrap();
-    let reader = std::thread::Builder::new()
-        .spawn(move || {
-            let mut text = String::new();
-            let _ = errors.read_to_string(&mut text);
-            text
-        })
-        .unwrap();
-    let mut text = String::new();
-    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
-    let status = child.wait().unwrap();
-    (status.code().unwrap_or(-1), text, reader.join().unwrap())
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let read = |mut pipe: Box<dyn Read + Send>| {
+        std::thread::Builder::new()
+            .spawn(move || {
+                let mut text = String::new();
+                let _ = pipe.read_to_string(&mut text);
+                text
+            })
+            .unwrap()
+    };
+    let text = read(Box::new(child.stdout.take().unwrap()));
+    let errors = read(Box::new(child.stderr.take().unwrap()));
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status,
+            None if Instant::now() > deadline => {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("{command:?} did not end\n{}{}", text.join().unwrap(), errors.join().unwrap());
+            }
+            None => std::thread::sleep(std::time::Duration::from_millis(5)),
+        }
+    };
+    (status.code().unwrap_or(-1), text.join().unwrap(), errors.join().unwrap())
 }

@@ -56,6 +56,11 @@ pub(crate) fn delta(token: u32) -> Event {
     Event::Delta { text: format!("<{token}>"), tokens: vec![token] }
 }
 
+/// The texts of [`delta`]s in a row.
+pub(crate) fn words(tokens: &[u32]) -> String {
+    tokens.iter().fold(String::new(), |text, token| text + &format!("<{token}>"))
+}
+
 /// A good end after that many tokens.
 pub(crate) fn finished(completion: u32) -> Event {
     let usage = Usage { prompt: 4, cached: 0, completion };

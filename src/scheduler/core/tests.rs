@@ -1,9 +1,12 @@
-//! Tests of the core, rule by rule. All rules together on random histories: `core_ledger_tests.rs`.
+//! Tests of the core, rule by rule. All rules together on random histories: `ledger_tests.rs`.
 
 use std::path::PathBuf;
 
 use super::*;
+use crate::engine::client::EngineEvent;
+use crate::engine::frames::FromEngine;
 use crate::engine::{Death, DeathReport, Phase as EnginePhase};
+use crate::request::Finish;
 use crate::request::{Constraint, FinishReason, Input, Sampling, Timings, Usage};
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);

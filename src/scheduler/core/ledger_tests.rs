@@ -1,7 +1,6 @@
 //! Random histories of the core against a ledger that knows only what an outsider may expect.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
 
 use super::tests::{Bench, SECOND, delta, died, finish, model, started, submission};
 use super::{Action, FATAL_DEATHS};
@@ -47,7 +46,7 @@ impl Ledger {
                     );
                 }
                 Action::Refuse { check, .. } => {
-                    assert!(self.answered.insert(check), "check {check} is answered twice")
+                    assert!(self.answered.insert(check), "check {check} is answered twice");
                 }
                 Action::Deliver { id, event } => {
                     assert!(!self.ended.contains(&id), "{id} gets {event:?} after its end");
@@ -106,7 +105,7 @@ fn play(seed: u64) {
                     (dice.below(3) == 0).then(|| SECOND * u32::try_from(dice.below(9)).unwrap());
                 let priority = [Priority::Low, Priority::Normal, Priority::High][dice.below(3)];
                 let who = ["a", "b", "c"][dice.below(3)];
-                bench.core.submit(Submission { timeout, priority, ..submission(who) }, bench.now);
+                bench.core.submit(Submission { priority, timeout, ..submission(who) }, bench.now);
             }
             3..=4 => {
                 // Also checks that were answered or given up before: those must change nothing.

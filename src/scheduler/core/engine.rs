@@ -1,0 +1,171 @@
+//! What the core makes of an engine's start, words and death.
+
+use std::time::{Duration, Instant};
+
+use super::rules::load_time;
+use super::{Core, FATAL_DEATHS, FATAL_LOADS, Phase, Prompt, Spent, UNKNOWN_LOAD};
+use crate::engine::client::EngineEvent;
+use crate::engine::frames::{CheckedPrompt, FromEngine, LoadStage};
+use crate::request::{Code, Event, PromptId, Refusal, Submission};
+use crate::scheduler::core::Action;
+
+impl Core {
+    /// Something happened to the engine.
+    pub(in crate::scheduler) fn engine(&mut self, event: EngineEvent, now: Instant) {
+        match event {
+            EngineEvent::Started { pid, .. } => self.engine_started(pid, now),
+            EngineEvent::Frame(frame) => self.frame(frame, now),
+            EngineEvent::Died { report, restart_in } => {
+                tracing::warn!(running = self.running.len(), ?restart_in, "{report}");
+                self.engine_died(&report.to_string(), restart_in, now);
+            }
+        }
+        self.dispatch(now);
+    }
+
+    /// Nobody starts engines any more: no prompt can be answered.
+    pub(in crate::scheduler) fn engine_gone(&mut self, now: Instant) {
+        let refusal = Refusal::new(
+            Code::ModelFailed,
+            "the engine is gone and nobody starts another; restart promptd",
+        );
+        self.engine_died("the engine was given up", None, now);
+        self.model_failed(refusal);
+    }
+
+    fn engine_started(&mut self, pid: u32, now: Instant) {
+        self.counters.engine_restarts += u64::from(self.engine.started_before);
+        self.engine.started_before = true;
+        self.engine.pid = Some(pid);
+        self.engine.stage = LoadStage::Runtime;
+        self.engine.expected =
+            self.engine.model.as_ref().and_then(|model| now.checked_add(load_time(model)));
+    }
+
+    fn frame(&mut self, frame: FromEngine, now: Instant) {
+        match frame {
+            FromEngine::Loading(stage) => self.engine.stage = stage,
+            FromEngine::Ready(model) => {
+                self.engine.ready = true;
+                self.engine.failed = None;
+                self.engine.deaths_while_loading = 0;
+                self.engine.model = Some(model);
+            }
+            FromEngine::LoadFailed(refusal) => {
+                self.model_failed(Refusal { code: Code::ModelFailed, ..refusal });
+            }
+            FromEngine::Checked { check, result } => self.checked(check, result, now),
+            FromEngine::Event { id, event } => self.event(id, event, now),
+            FromEngine::Heartbeat => {}
+        }
+    }
+
+    fn engine_died(&mut self, report: &str, restart_in: Option<Duration>, now: Instant) {
+        let was_ready = std::mem::replace(&mut self.engine.ready, false);
+        self.engine.pid = None;
+        self.engine.stage = LoadStage::Runtime;
+        let load = self.engine.model.as_ref().map_or(UNKNOWN_LOAD, load_time);
+        self.engine.expected =
+            restart_in.and_then(|wait| now.checked_add(wait.saturating_add(load)));
+        for id in std::mem::take(&mut self.running).into_iter().rev() {
+            self.survive(id, report, now);
+        }
+        let refusal = self.model_loading(now);
+        self.refuse_checks(&refusal);
+        if !was_ready {
+            self.engine.deaths_while_loading = self.engine.deaths_while_loading.saturating_add(1);
+            if self.engine.deaths_while_loading >= FATAL_LOADS && self.engine.failed.is_none() {
+                self.model_failed(Refusal::new(Code::ModelFailed, report));
+            }
+        }
+    }
+
+    /// What becomes of a prompt whose engine died: back before the others, unless it has seen too many die.
+    fn survive(&mut self, id: PromptId, report: &str, now: Instant) {
+        let Some(prompt) = self.prompts.get_mut(&id) else { return };
+        prompt.deaths += 1;
+        if prompt.deaths >= FATAL_DEATHS {
+            let message = format!(
+                "the engine died {} times while it answered this prompt; the last time {report}",
+                prompt.deaths
+            );
+            self.end(id, Event::Failed(Refusal::new(Code::ModelFailed, message)));
+            return;
+        }
+        if let Phase::Running { since, answering } = prompt.phase {
+            let answered = answering.unwrap_or(now);
+            prompt.spent.prefill += answered.saturating_duration_since(since);
+            prompt.spent.decode += now.saturating_duration_since(answered);
+        }
+        prompt.phase = Phase::Waiting { since: now };
+        self.queue.push_front(id);
+    }
+
+    /// The model cannot be loaded: those who wait for it are told now, rather than left waiting for a mended file.
+    fn model_failed(&mut self, refusal: Refusal) {
+        for id in self.ids() {
+            self.abandon(id, refusal.clone());
+        }
+        self.refuse_checks(&refusal);
+        self.engine.failed = Some(refusal);
+    }
+
+    fn checked(&mut self, check: u64, result: Result<CheckedPrompt, Refusal>, now: Instant) {
+        // Unknown where the deadline of the check has passed, or promptd drains.
+        let Some(pending) = self.checks.remove(&check) else { return };
+        let checked = match result
+            .and_then(|checked| self.in_time(&pending, checked, now).map(|()| checked))
+        {
+            Ok(checked) => checked,
+            Err(refusal) => return self.refuse(check, refusal),
+        };
+        let id = PromptId(self.next_id);
+        self.next_id += 1;
+        let Submission { request, identity, priority, .. } = pending.submission;
+        let seed = request.sampling.seed.unwrap_or_else(|| (self.draw_seed)());
+        self.queue.push(id, &identity, priority);
+        self.prompts.insert(
+            id,
+            Prompt {
+                request,
+                identity,
+                priority,
+                seed,
+                deadline: pending.deadline,
+                phase: Phase::Waiting { since: now },
+                delivered: Vec::new(),
+                deaths: 0,
+                waited: Duration::ZERO,
+                spent: Spent::default(),
+            },
+        );
+        self.counters.accepted += 1;
+        self.actions.push(Action::Accept { check, id, seed, checked });
+    }
+
+    fn event(&mut self, id: PromptId, event: Event, now: Instant) {
+        // Unknown where the prompt was cancelled while the event was on its way.
+        let Some(prompt) = self.prompts.get_mut(&id) else { return };
+        let Phase::Running { since, answering } = &mut prompt.phase else { return };
+        match event {
+            // A resumed prompt is read again, answer included; its asker has seen that once.
+            Event::Prefill { .. } if !prompt.delivered.is_empty() => {}
+            Event::Prefill { .. } => self.actions.push(Action::Deliver { id, event }),
+            Event::Delta { text, tokens } => {
+                answering.get_or_insert(now);
+                prompt.delivered.extend(&tokens);
+                self.actions.push(Action::Deliver { id, event: Event::Delta { text, tokens } });
+            }
+            Event::Finished(mut finish) => {
+                finish.seed = prompt.seed;
+                finish.timings.queue = prompt.waited;
+                self.rates.learn(&finish);
+                finish.timings.prefill += prompt.spent.prefill;
+                finish.timings.decode += prompt.spent.decode;
+                tracing::debug!(%id, identity = %prompt.identity.0, ran = ?now.saturating_duration_since(*since), "finished");
+                self.end(id, Event::Finished(finish));
+            }
+            Event::Failed(_) => self.end(id, event),
+        }
+    }
+}

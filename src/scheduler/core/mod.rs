@@ -1,0 +1,263 @@
+//! All decisions about prompts, without I/O and without a clock: commands, engine events and the time come in, actions
+//! come out. [`super::actor`] moves them. Commands stand here, what the engine does in `engine`, the rules in `rules`.
+
+mod engine;
+#[cfg(test)]
+mod ledger_tests;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use self::rules::{draining, timeout};
+use super::queue::Queue;
+use super::rates::Rates;
+use super::{Config, Counters, State, Status};
+use crate::engine::frames::{CheckedPrompt, LoadStage, ModelInfo, ToEngine};
+use crate::request::{Code, Event, Identity, Priority, PromptId, Refusal, Request, Submission};
+
+/// The engine's answer to a check is waited for this long. Checks take milliseconds and the slowest honest schema well
+/// under a second, so a later answer means that the engine has more checks than it can do.
+const CHECK_LIMIT: Duration = Duration::from_secs(30);
+
+/// A prompt that ran in this many engines that died is not started again: it is probably what kills them.
+const FATAL_DEATHS: u32 = 2;
+
+/// After this many deaths in a row before the model was ready, the fault lies in the files and not in the moment.
+const FATAL_LOADS: u32 = 3;
+
+/// What is said of loading before one load was measured: a few gigabytes from an SD card take longer, a small model less.
+const UNKNOWN_LOAD: Duration = Duration::from_secs(5);
+
+/// What the actor does for the core.
+#[derive(Debug, PartialEq)]
+pub(super) enum Action {
+    /// Give this to the engine that is there.
+    Send(ToEngine),
+    /// The check's submission is accepted: make its ticket.
+    Accept { check: u64, id: PromptId, seed: u64, checked: CheckedPrompt },
+    /// The check's submission is refused.
+    Refuse { check: u64, refusal: Refusal },
+    /// Give this event to the prompt's asker.
+    Deliver { id: PromptId, event: Event },
+}
+
+/// The scheduler's mind.
+pub(super) struct Core {
+    config: Config,
+    draw_seed: Box<dyn FnMut() -> u64 + Send>,
+    engine: Engine,
+    draining: bool,
+    /// Submissions whose check is under way, by the check's number. Bounded together with the queue.
+    checks: BTreeMap<u64, Pending>,
+    /// Accepted prompts without a final event. Bounded by the queue's limit and the slots.
+    prompts: HashMap<PromptId, Prompt>,
+    queue: Queue,
+    /// Started prompts, the earliest first.
+    running: Vec<PromptId>,
+    next_check: u64,
+    next_id: u64,
+    rates: Rates,
+    counters: Counters,
+    actions: Vec<Action>,
+}
+
+/// What is known of the engine.
+#[derive(Debug)]
+struct Engine {
+    ready: bool,
+    stage: LoadStage,
+    pid: Option<u32>,
+    /// The last model that was ready.
+    model: Option<ModelInfo>,
+    /// Why the model cannot be loaded; stands until it is.
+    failed: Option<Refusal>,
+    /// When it should be ready, as far as the last load tells.
+    expected: Option<Instant>,
+    started_before: bool,
+    deaths_while_loading: u32,
+}
+
+/// A submission whose check is under way.
+#[derive(Debug)]
+struct Pending {
+    submission: Submission,
+    came: Instant,
+    deadline: Option<Instant>,
+}
+
+/// An accepted prompt.
+#[derive(Debug)]
+struct Prompt {
+    request: Request,
+    identity: Identity,
+    priority: Priority,
+    seed: u64,
+    deadline: Option<Instant>,
+    phase: Phase,
+    /// Tokens of the answer so far; what a next engine resumes from. Bounded by the answer's `max_tokens`.
+    delivered: Vec<u32>,
+    /// Engines that died while they ran it.
+    deaths: u32,
+    /// Time in the queue before the present wait.
+    waited: Duration,
+    /// Time that engines which died had spent on it.
+    spent: Spent,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Waiting { since: Instant },
+    Running { since: Instant, answering: Option<Instant> },
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Spent {
+    prefill: Duration,
+    decode: Duration,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("status", &self.status()).finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    /// A scheduler without an engine yet. `draw_seed` gives the seeds of prompts that bring none.
+    pub(super) fn new(config: Config, draw_seed: Box<dyn FnMut() -> u64 + Send>) -> Self {
+        let engine = Engine {
+            ready: false,
+            stage: LoadStage::Runtime,
+            pid: None,
+            model: None,
+            failed: None,
+            expected: None,
+            started_before: false,
+            deaths_while_loading: 0,
+        };
+        Core {
+            config,
+            draw_seed,
+            engine,
+            draining: false,
+            checks: BTreeMap::new(),
+            prompts: HashMap::new(),
+            queue: Queue::default(),
+            running: Vec::new(),
+            next_check: 0,
+            next_id: 0,
+            rates: Rates::default(),
+            counters: Counters::default(),
+            actions: Vec::new(),
+        }
+    }
+
+    /// A prompt is handed in. Returns the number that its `Accept` or `Refuse` will name.
+    pub(super) fn submit(&mut self, submission: Submission, now: Instant) -> u64 {
+        let check = self.next_check;
+        self.next_check += 1;
+        if let Err(refusal) = self.may_enter(now) {
+            self.refuse(check, refusal);
+            return check;
+        }
+        self.actions
+            .push(Action::Send(ToEngine::Check { check, request: submission.request.clone() }));
+        let deadline = submission.timeout.and_then(|timeout| now.checked_add(timeout));
+        self.checks.insert(check, Pending { submission, came: now, deadline });
+        check
+    }
+
+    /// Ends one prompt with `cancelled`. Unknown numbers are ignored.
+    pub(super) fn cancel(&mut self, id: PromptId, now: Instant) {
+        self.abandon(id, Refusal::new(Code::Cancelled, "the prompt was cancelled"));
+        self.dispatch(now);
+    }
+
+    /// Ends every prompt with `cancelled`, and refuses those that are being checked.
+    pub(super) fn cancel_all(&mut self, now: Instant) {
+        for id in self.ids() {
+            self.abandon(
+                id,
+                Refusal::new(Code::Cancelled, "the prompt was cancelled, with all others"),
+            );
+        }
+        self.refuse_checks(&Refusal::new(
+            Code::Cancelled,
+            "the prompt was cancelled, with all others",
+        ));
+        self.dispatch(now);
+    }
+
+    /// Takes no more prompts from now on.
+    pub(super) fn drain(&mut self) {
+        self.draining = true;
+        self.refuse_checks(&draining());
+    }
+
+    /// Ends what is over its deadline.
+    pub(super) fn tick(&mut self, now: Instant) {
+        let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        let late: Vec<u64> =
+            self.checks.iter().filter(|(_, p)| over(p.expires())).map(|(n, _)| *n).collect();
+        for check in late {
+            if let Some(pending) = self.checks.remove(&check) {
+                let refusal =
+                    if over(pending.deadline) { timeout() } else { self.check_took_too_long() };
+                self.refuse(check, refusal);
+            }
+        }
+        let mut late: Vec<PromptId> =
+            self.prompts.iter().filter(|(_, p)| over(p.deadline)).map(|(id, _)| *id).collect();
+        late.sort_unstable();
+        for id in late {
+            self.abandon(id, timeout());
+        }
+        self.dispatch(now);
+    }
+
+    /// When [`Core::tick`] has something to do next.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let checks = self.checks.values().filter_map(Pending::expires);
+        checks.chain(self.prompts.values().filter_map(|prompt| prompt.deadline)).min()
+    }
+
+    /// What is to be done since the last time.
+    pub(super) fn take_actions(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    /// Whether nothing waits, runs or is being checked.
+    pub(super) fn is_idle(&self) -> bool {
+        self.prompts.is_empty() && self.checks.is_empty()
+    }
+
+    /// The snapshot for the world.
+    pub(super) fn status(&self) -> Status {
+        let state = match &self.engine.failed {
+            _ if self.draining => State::Draining,
+            Some(refusal) => State::ModelFailed(refusal.clone()),
+            None if self.engine.ready => State::Ready,
+            None => State::Loading(self.engine.stage),
+        };
+        Status {
+            state,
+            model: self.engine.model.clone(),
+            waiting: self.queue.len(),
+            queue_limit: self.config.queue_limit,
+            running: self.running.len(),
+            engine_pid: self.engine.pid,
+            counters: self.counters.clone(),
+        }
+    }
+}
+
+impl Pending {
+    fn expires(&self) -> Option<Instant> {
+        let limit = self.came.checked_add(CHECK_LIMIT);
+        self.deadline
+            .map_or(limit, |deadline| Some(limit.map_or(deadline, |limit| limit.min(deadline))))
+    }
+}

@@ -1,0 +1,181 @@
+//! Who may enter, who is next, how a prompt ends, and what a refusal says.
+
+use std::time::{Duration, Instant};
+
+use super::{Action, CHECK_LIMIT, Core, Pending, Phase, UNKNOWN_LOAD};
+use crate::engine::frames::{CheckedPrompt, ModelInfo, ToEngine};
+use crate::request::{Code, Event, Finish, PromptId, Refusal};
+use crate::scheduler::rates::{Load, sensible};
+
+impl Core {
+    /// Whether a submission is worth checking.
+    pub(super) fn may_enter(&self, now: Instant) -> Result<(), Refusal> {
+        if self.draining {
+            return Err(draining());
+        }
+        if let Some(refusal) = &self.engine.failed {
+            return Err(refusal.clone().with_retry_after(self.until_expected(now)));
+        }
+        if !self.engine.ready {
+            return Err(self.model_loading(now));
+        }
+        let had = self.queue.len() + self.checks.len();
+        // A prompt that finds a free slot does not wait.
+        if had >= self.config.queue_limit + self.slots().saturating_sub(self.running.len()) {
+            let message = format!(
+                "the queue is full: {had} prompts wait, and no more than {} may",
+                self.config.queue_limit
+            );
+            let (limit, have) = (u64::try_from(self.config.queue_limit), u64::try_from(had));
+            return Err(Refusal::new(Code::Busy, message)
+                .with_limit(limit.unwrap_or(u64::MAX), have.unwrap_or(u64::MAX))
+                .with_retry_after(self.rates.retry_after(self.slots())));
+        }
+        Ok(())
+    }
+
+    /// Whether the answer can come before its deadline.
+    pub(super) fn in_time(
+        &self,
+        pending: &Pending,
+        checked: CheckedPrompt,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let Some(deadline) = pending.deadline else { return Ok(()) };
+        let left = deadline.saturating_duration_since(now);
+        if left.is_zero() {
+            return Err(timeout());
+        }
+        let ahead = self.queue.ahead_of(&pending.submission.identity, pending.submission.priority);
+        let load = Load { running: self.running.len(), ahead, slots: self.slots() };
+        match self.rates.clearly_misses(load, checked.prompt_tokens, left) {
+            None => Ok(()),
+            Some(begins) => {
+                let (begins_s, left_s) = (begins.as_secs_f64(), left.as_secs_f64());
+                let message = format!(
+                    "the answer would begin in about {begins_s:.1} s, and its deadline is in {left_s:.1} s; ask again \
+                     later, or allow more time"
+                );
+                Err(Refusal::new(Code::WouldMissDeadline, message)
+                    .with_retry_after(sensible(begins.saturating_sub(left))))
+            }
+        }
+    }
+
+    /// Fills the free slots.
+    pub(super) fn dispatch(&mut self, now: Instant) {
+        while self.engine.ready && self.running.len() < self.slots() {
+            let Some(id) = self.queue.pop() else { return };
+            // The queue and the prompts are changed together.
+            let Some(prompt) = self.prompts.get_mut(&id) else { continue };
+            if let Phase::Waiting { since } = prompt.phase {
+                prompt.waited += now.saturating_duration_since(since);
+            }
+            prompt.phase = Phase::Running { since: now, answering: None };
+            self.running.push(id);
+            let (request, resume) = (prompt.request.clone(), prompt.delivered.clone());
+            self.actions.push(Action::Send(ToEngine::Start {
+                id,
+                request,
+                seed: prompt.seed,
+                resume,
+            }));
+        }
+    }
+
+    /// Ends a prompt without the engine's doing.
+    pub(super) fn abandon(&mut self, id: PromptId, refusal: Refusal) {
+        if self.running.contains(&id) {
+            self.actions.push(Action::Send(ToEngine::Cancel { id }));
+        }
+        self.end(id, Event::Failed(refusal));
+    }
+
+    /// Takes a prompt out of everything and gives its asker the final event. Unknown numbers are ignored.
+    pub(super) fn end(&mut self, id: PromptId, event: Event) {
+        let Some(prompt) = self.prompts.remove(&id) else { return };
+        self.queue.remove(id);
+        self.running.retain(|other| *other != id);
+        match &event {
+            Event::Finished(finish) => self.count(finish),
+            Event::Failed(refusal) => {
+                tracing::debug!(%id, priority = ?prompt.priority, code = refusal.code.as_str(), "failed");
+                let wrote = u64::try_from(prompt.delivered.len()).unwrap_or(u64::MAX);
+                self.counters.completion_tokens =
+                    self.counters.completion_tokens.saturating_add(wrote);
+                *self.counters.refused.entry(refusal.code.as_str()).or_default() += 1;
+            }
+            Event::Prefill { .. } | Event::Delta { .. } => {}
+        }
+        self.actions.push(Action::Deliver { id, event });
+    }
+
+    fn count(&mut self, finish: &Finish) {
+        let counters = &mut self.counters;
+        counters.finished += 1;
+        counters.prompt_tokens += u64::from(finish.usage.prompt);
+        counters.cached_tokens += u64::from(finish.usage.cached);
+        counters.completion_tokens += u64::from(finish.usage.completion);
+        counters.prefill = counters.prefill.saturating_add(finish.timings.prefill);
+        counters.decode = counters.decode.saturating_add(finish.timings.decode);
+    }
+
+    pub(super) fn refuse(&mut self, check: u64, refusal: Refusal) {
+        *self.counters.refused.entry(refusal.code.as_str()).or_default() += 1;
+        self.actions.push(Action::Refuse { check, refusal });
+    }
+
+    pub(super) fn refuse_checks(&mut self, refusal: &Refusal) {
+        for check in std::mem::take(&mut self.checks).into_keys() {
+            self.refuse(check, refusal.clone());
+        }
+    }
+
+    pub(super) fn model_loading(&self, now: Instant) -> Refusal {
+        let again = if self.engine.model.is_some() { " again" } else { "" };
+        let message = format!(
+            "the model is being loaded{again} ({}); ask again in a moment",
+            self.engine.stage.as_str()
+        );
+        Refusal::new(Code::ModelLoading, message).with_retry_after(self.until_expected(now))
+    }
+
+    pub(super) fn check_took_too_long(&self) -> Refusal {
+        let message = format!(
+            "the engine did not come to check the prompt within {} s",
+            CHECK_LIMIT.as_secs()
+        );
+        Refusal::new(Code::Busy, message).with_retry_after(self.rates.retry_after(self.slots()))
+    }
+
+    pub(super) fn until_expected(&self, now: Instant) -> Duration {
+        let left = self.engine.expected.map(|expected| expected.saturating_duration_since(now));
+        sensible(left.unwrap_or(UNKNOWN_LOAD))
+    }
+
+    pub(super) fn slots(&self) -> usize {
+        self.engine.model.as_ref().map_or(1, |model| usize::from(model.slots.max(1)))
+    }
+
+    /// All accepted prompts, in the order of their acceptance.
+    pub(super) fn ids(&self) -> Vec<PromptId> {
+        let mut ids: Vec<PromptId> = self.prompts.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+}
+
+pub(super) fn load_time(model: &ModelInfo) -> Duration {
+    Duration::from_millis(model.load_ms)
+}
+
+pub(super) fn draining() -> Refusal {
+    Refusal::new(
+        Code::Busy,
+        "promptd is stopping and takes no more prompts; ask again when it is back",
+    )
+}
+
+pub(super) fn timeout() -> Refusal {
+    Refusal::new(Code::Timeout, "the deadline of the prompt passed before its answer was whole")
+}
