@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 use super::door::{Door, Prompt, REFUSAL_WANTED};
 use super::ledger::{Key, Known};
 use super::message::{Message, Publication};
-use super::prompt;
+use super::prompt::{self, Manner};
 use super::reply::{self, Address, Form, Wishes};
 use super::topic::{self, Inbound};
 use crate::request::{Code, Identity, Refusal};
@@ -165,13 +165,9 @@ impl Door {
         let number =
             self.ledger.open(arrival.key.clone(), arrival.message.delivery, asked.id.clone());
         let (stop, stopped) = oneshot::channel();
-        let work = prompt::run(
-            number,
-            self.scheduler.clone(),
-            submission,
-            asked.stream,
-            (self.reports.0.clone(), stopped),
-        );
+        let manner = Manner { stream: asked.stream, patient: arrival.message.delivery.is_some() };
+        let ends = (self.reports.0.clone(), stopped);
+        let work = prompt::run(number, self.scheduler.clone(), submission, manner, ends);
         let task = self.tasks.spawn(work);
         let level = asked.id.clone().filter(|id| topic::is_id(id));
         let to = arrival.to.clone();
