@@ -130,7 +130,9 @@ pub(super) struct Door {
     pub(super) tasks: JoinSet<()>,
     pub(super) reports: (mpsc::Sender<Numbered>, mpsc::Receiver<Numbered>),
     pub(super) leaving: bool,
-    pub(super) said_retained: bool,
+    pub(super) said_retained: Seldom,
+    /// A prompt on this connection was neither taken in nor refused; it is not acknowledged.
+    pub(super) left_out: bool,
     pub(super) said_left_out: Seldom,
     said_refused: Seldom,
     said_large: Seldom,
@@ -160,7 +162,8 @@ impl Door {
             tasks: JoinSet::new(),
             reports: mpsc::channel(REPORTS),
             leaving: false,
-            said_retained: false,
+            said_retained: Seldom::default(),
+            left_out: false,
             said_left_out: Seldom::default(),
             said_refused: Seldom::default(),
             said_large: Seldom::default(),
@@ -206,6 +209,11 @@ impl Door {
             connection.subscribe_again = None;
             connection.client.abandon();
         }
+        // A broker repeats what was not acknowledged only on a new connection.
+        if self.left_out && self.outbox.is_low() {
+            self.left_out = false;
+            self.connection.iter().for_each(|connection| connection.client.abandon());
+        }
         if self.status_dirty && self.is_listening() {
             self.publish_status(now);
         }
@@ -246,6 +254,7 @@ impl Door {
             }
             Event::Down => {
                 self.connection = None;
+                self.left_out = false;
                 self.outbox.disconnected();
                 // The broker sends what was not acknowledged again, under new numbers.
                 self.acks.clear();

@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 use super::door::{Door, Prompt, REFUSAL_WANTED};
 use super::ledger::{Key, Known};
 use super::message::{Message, Publication};
-use super::prompt;
+use super::prompt::{self, Manner};
 use super::reply::{self, Address, Form, Wishes};
 use super::topic::{self, Inbound};
 use crate::request::{Code, Identity, Refusal};
@@ -36,8 +36,9 @@ impl Door {
         match topics.parse(&message.topic) {
             None => self.acknowledge(message.delivery),
             Some(_) if message.retained => {
-                if !std::mem::replace(&mut self.said_retained, true) {
+                if let Some(others) = self.said_retained.now(now) {
                     warn!(
+                        others,
                         topic = message.topic.escape_debug().to_string(),
                         "a retained message is no prompt: publish without the retain flag, and delete the retained one"
                     );
@@ -164,13 +165,9 @@ impl Door {
         let number =
             self.ledger.open(arrival.key.clone(), arrival.message.delivery, asked.id.clone());
         let (stop, stopped) = oneshot::channel();
-        let work = prompt::run(
-            number,
-            self.scheduler.clone(),
-            submission,
-            asked.stream,
-            (self.reports.0.clone(), stopped),
-        );
+        let manner = Manner { stream: asked.stream, patient: arrival.message.delivery.is_some() };
+        let ends = (self.reports.0.clone(), stopped);
+        let work = prompt::run(number, self.scheduler.clone(), submission, manner, ends);
         let task = self.tasks.spawn(work);
         let level = asked.id.clone().filter(|id| topic::is_id(id));
         let to = arrival.to.clone();
@@ -208,10 +205,11 @@ impl Door {
             if let Some(others) = self.said_left_out.now(now) {
                 warn!(
                     others,
-                    "a refusal or repeated answer was left out: the broker takes no more"
+                    "more prompts came than can be refused at once; the broker is made to send them again later"
                 );
             }
-            return self.acknowledge(arrival.message.delivery);
+            self.left_out |= arrival.message.delivery.is_some();
+            return;
         }
         let id = arrival.id.map(str::to_owned);
         let number = self.ledger.open(arrival.key.clone(), arrival.message.delivery, id);

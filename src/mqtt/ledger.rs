@@ -161,17 +161,13 @@ impl Ledger {
         if *left > 0 {
             return Vec::new();
         }
-        let Some(Open { key, deliveries, answer, ok, .. }) = self.open.remove(&number) else {
-            return Vec::new();
-        };
-        self.keep(Kept {
-            key,
-            at: now,
-            weight: 0,
-            answer: answer.map(|(answer, _)| answer).unwrap_or_default(),
-            ok,
-        });
-        deliveries
+        let Some(open) = self.open.remove(&number) else { return Vec::new() };
+        // What was refused at once is refused at once again; a flood of it must not push answers out.
+        if open.ok || open.prompt.is_some() {
+            let answer = open.answer.map(|(answer, _)| answer).unwrap_or_default();
+            self.keep(Kept { key: open.key, at: now, weight: 0, answer, ok: open.ok });
+        }
+        open.deliveries
     }
 
     /// Forgets a prompt without an answer: its deliveries stay unacknowledged, so that the broker sends them again.
@@ -211,9 +207,9 @@ impl Ledger {
         self.open.values().filter(|open| open.answer.is_none()).count()
     }
 
-    /// Whether one more prompt may be taken in. Those whose answer is on its way count too: they hold a delivery.
+    /// Whether one more prompt may be taken in.
     pub(crate) fn has_room(&self) -> bool {
-        self.open.len() < MAX_OPEN
+        self.working() < MAX_OPEN
     }
 
     /// The asker's id of a prompt in work.
@@ -315,13 +311,24 @@ mod tests {
         let (mut ledger, now) = (Ledger::default(), Instant::now());
         let key = key(None, Some("i"), "hi");
         let number = ledger.open(key.clone(), delivery(1, 1), None);
-        ledger.answering(number, answer("busy"), false);
+        ledger.accepted(number, PromptId(1));
+        ledger.answering(number, answer("timeout"), false);
         ledger.delivered(number, now);
         assert_eq!(ledger.lookup(&key, delivery(1, 2), false), Known::New);
         assert_eq!(
             ledger.lookup(&key, delivery(2, 2), true),
-            Known::Answered { answer: answer("busy"), ok: false }
+            Known::Answered { answer: answer("timeout"), ok: false }
         );
+    }
+
+    #[test]
+    fn a_refusal_is_not_kept() {
+        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        let key = key(None, Some("i"), "hi");
+        let number = ledger.open(key.clone(), delivery(1, 1), None);
+        ledger.answering(number, answer("busy"), false);
+        assert_eq!(ledger.delivered(number, now), [Delivery { epoch: 1, packet: 1 }]);
+        assert_eq!(ledger.lookup(&key, delivery(2, 2), true), Known::New);
     }
 
     #[test]

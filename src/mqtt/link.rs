@@ -130,7 +130,7 @@ impl Connection {
         loop {
             let polled = tokio::select! {
                 polled = timeout_at(deadline, event_loop.poll()) => polled,
-                () = abandoned.notified() => return End::Trouble(Trouble::away("promptd gave the connection up")),
+                () = abandoned.notified() => return End::Trouble(Trouble::away("promptd began the connection anew")),
                 () = self.events.closed() => return End::Goodbye,
             };
             let event = match polled {

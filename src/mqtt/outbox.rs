@@ -9,8 +9,9 @@ use std::time::Instant;
 use super::message::Publication;
 
 /// The most answers that wait at once. Every prompt in work has a place ([`super::ledger::MAX_OPEN`]); the rest is
-/// for refusals while the broker is slow.
-const MAX_ANSWERS: usize = 256;
+/// for refusals while the broker is slow. A thousand is what mosquitto keeps for a client by default, and it can come at
+/// once: mosquitto 2.0 goes beyond the receive maximum when the oldest message is not acknowledged first.
+const MAX_ANSWERS: usize = 1024;
 /// New prompts are refused while the answers that wait have more bytes than this. A board that cannot reach its broker
 /// has better uses for its memory.
 const MAX_BYTES: usize = 8 << 20;
@@ -188,6 +189,11 @@ impl Outbox {
     /// When [`Outbox::expire`] has something to do.
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
         self.slots.iter().filter(|slot| slot.waiting).filter_map(|slot| slot.until).min()
+    }
+
+    /// Whether there is much room again after there was none.
+    pub(crate) fn is_low(&self) -> bool {
+        self.slots.len() < MAX_ANSWERS / 4 && self.bytes < MAX_BYTES / 4
     }
 
     /// Whether nothing waits and nothing is unacknowledged.

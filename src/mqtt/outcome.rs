@@ -10,6 +10,7 @@ use super::outbox::Owner;
 use super::prompt::Report;
 use super::reply;
 use crate::request::{Code, Event, Finish, Refusal};
+use crate::scheduler::State;
 use crate::wire::{Answer, progress_object, stream_end, stream_piece};
 
 /// How long an answer is worth delivering whose asker set no deadline: as long as the broker keeps a session.
@@ -88,10 +89,11 @@ impl Door {
                 let until = prompt.until.unwrap_or(now + ANSWER_WANTED);
                 (reply::answer(&prompt.to, prompt.form, &answer), true, until)
             }
-            // The next start gets it again and answers it.
+            // The next start gets it again and answers it; unless its asker cancelled it.
             Err(refusal)
-                if self.leaving
+                if (self.leaving || self.status.borrow().state == State::Draining)
                     && is_of_leaving(refusal.code)
+                    && prompt.stop.is_some()
                     && self.ledger.can_come_again(number) =>
             {
                 return self.ledger.hand_back(number);

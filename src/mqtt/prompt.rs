@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use crate::request::{Code, Event, Finish, PromptId, Refusal, Submission};
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Scheduler, State};
 
 /// Pieces of a streamed answer that come faster than this are put together: a broker and its clients gain nothing from
 /// twenty messages a second for each reader.
@@ -30,23 +30,65 @@ pub(crate) enum Report {
 /// What a report is about.
 pub(crate) type Numbered = (u64, Report);
 
+/// How a prompt is treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Manner {
+    /// Whether its pieces are reported.
+    pub(crate) stream: bool,
+    /// Whether it waits while the model is being loaded. What the broker kept while the board was off, or sends again
+    /// after a crash, comes just then; refused it would be lost.
+    pub(crate) patient: bool,
+}
+
 /// Sends a prompt to the scheduler and reports until it ends; `Ended` comes exactly once. `stop` (or its being
 /// dropped) cancels the prompt.
 pub(crate) async fn run(
     number: u64,
     scheduler: Scheduler,
     submission: Submission,
-    stream: bool,
+    manner: Manner,
     (reports, stop): (mpsc::Sender<Numbered>, oneshot::Receiver<()>),
 ) {
-    let work = Work { number, stream, reports: &reports };
+    let work = Work { number, stream: manner.stream, reports: &reports };
+    let through = async {
+        let submission =
+            if manner.patient { patience(&scheduler, submission).await? } else { submission };
+        work.through(&scheduler, submission).await
+    };
     // Dropping the ticket is what cancels.
     let result = tokio::select! {
-        result = work.through(&scheduler, submission) => result,
+        result = through => result,
         _ = stop => Err(Refusal::new(Code::Cancelled, "the prompt was cancelled")),
     };
     // A door that is gone has nobody to tell.
     let _ = reports.send((number, Report::Ended(result))).await;
+}
+
+/// Waits until the model is loaded, or cannot be, but not beyond the prompt's deadline.
+async fn patience(
+    scheduler: &Scheduler,
+    mut submission: Submission,
+) -> Result<Submission, Refusal> {
+    let mut status = scheduler.status();
+    if !matches!(status.borrow().state, State::Loading(_)) {
+        return Ok(submission);
+    }
+    let began = Instant::now();
+    let decided = status.wait_for(|status| !matches!(status.state, State::Loading(_)));
+    let Some(timeout) = submission.timeout else {
+        // A scheduler that is gone refuses by itself.
+        let _ = decided.await;
+        return Ok(submission);
+    };
+    if tokio::time::timeout(timeout, decided).await.is_err() {
+        return Err(Refusal::new(
+            Code::Timeout,
+            "the deadline passed while the model was being loaded",
+        ));
+    }
+    submission.timeout =
+        Some(timeout.saturating_sub(began.elapsed()).max(Duration::from_millis(1)));
+    Ok(submission)
 }
 
 struct Work<'a> {

@@ -469,3 +469,50 @@ async fn leaving_delivers_what_is_done_and_leaves_the_rest_to_the_broker() {
     assert_eq!(json(&me.next().await)["id"], json!("open"));
     assert!(board.idle(A_WHILE).await);
 }
+
+#[tokio::test]
+async fn prompts_that_come_while_the_model_is_loaded_wait_for_it() {
+    let Some((broker, mut board)) = open().await else { return };
+    let mut me = Client::connect(broker.port, "me", &["promptd/n/answer/#"], false).await;
+    board.script.set_status(|status| status.state = State::Loading(LoadStage::Weights));
+    me.ask("promptd/n/ask", r#"{"id":"hurry","prompt":"hi","timeout_ms":300}"#).await;
+    me.ask("promptd/n/ask", r#"{"id":"stop","prompt":"hi"}"#).await;
+    me.ask("promptd/n/ask", r#"{"id":"wait","prompt":"hi","timeout_ms":60000}"#).await;
+    me.ask("promptd/n/cancel", r#"{"id":"stop"}"#).await;
+    let object = json(&me.next().await);
+    assert_eq!((&object["id"], &object["code"]), (&json!("stop"), &json!("cancelled")));
+    let object = json(&me.next().await);
+    assert_eq!((&object["id"], &object["code"]), (&json!("hurry"), &json!("timeout")));
+    assert!(board.idle(A_WHILE).await);
+    board.script.set_status(|status| status.state = State::Ready);
+    let submission = board.answer(&["x"]).await;
+    let left = submission.timeout.unwrap();
+    assert!(left < Duration::from_secs(60) && left > Duration::from_secs(50), "{left:?}");
+    assert_eq!(json(&me.next().await)["id"], json!("wait"));
+    // One that nobody would send again is refused at once.
+    board.script.set_status(|status| status.state = State::Loading(LoadStage::Weights));
+    me.sender.publish("promptd/n/ask", QoS::AtMostOnce, false, "hi").await.unwrap();
+    let loading = Refusal::new(Code::ModelLoading, "a moment");
+    board.submitted().await.1.refuse(loading);
+    assert_eq!(json(&me.next().await)["code"], json!("model_loading"));
+}
+
+#[tokio::test]
+async fn while_draining_nothing_is_refused_that_comes_again() {
+    let Some((broker, mut board)) = open().await else { return };
+    let mut me = Client::connect(broker.port, "me", &["promptd/n/answer/#"], false).await;
+    board.script.set_status(|status| status.state = State::Loading(LoadStage::Weights));
+    me.ask("promptd/n/ask", r#"{"id":"held","prompt":"hi"}"#).await;
+    assert!(board.idle(A_WHILE).await);
+    board.script.set_status(|status| status.state = State::Draining);
+    board.submitted().await.1.refuse(Refusal::new(Code::Busy, "promptd is stopping"));
+    me.ask("promptd/n/ask", r#"{"id":"late","prompt":"hi"}"#).await;
+    assert!(board.idle(A_WHILE).await);
+    assert!(me.silent(A_WHILE).await);
+    board.leave().await;
+    let mut board = Board::open(broker.port);
+    for id in ["held", "late"] {
+        board.answer(&["x"]).await;
+        assert_eq!(json(&me.next().await)["id"], json!(id));
+    }
+}

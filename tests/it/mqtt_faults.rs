@@ -1,5 +1,6 @@
 //! The MQTT door when the broker, the network or the door itself fails.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use promptd::mqtt::{BrokerUrl, Config};
 use promptd::wire::Limits;
 use rumqttc::v5::MqttOptions;
+use rumqttc::v5::mqttbytes::QoS;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -221,20 +223,67 @@ async fn published(stream: &mut TcpStream, topic: &str) -> ([u8; 2], Vec<u8>) {
     }
 }
 
+/// A `QoS` 1 prompt with this packet number and id, and whether it was sent before.
+fn prompt(number: u16, id: &str, again: bool) -> Vec<u8> {
+    let payload = format!(r#"{{"id":"{id}","prompt":"hi"}}"#);
+    let length = u8::try_from(2 + 13 + 2 + 1 + payload.len()).unwrap();
+    let mut bytes = vec![if again { 0x3a } else { 0x32 }, length, 0, 13];
+    bytes.extend(b"promptd/n/ask");
+    bytes.extend(number.to_be_bytes());
+    bytes.push(0);
+    bytes.extend(payload.as_bytes());
+    bytes
+}
+
+#[tokio::test]
+async fn what_can_be_neither_taken_nor_refused_is_asked_for_again() {
+    // More than the outbox has places for, from a broker that knows no receive maximum and is slow to acknowledge.
+    const FLOOD: u16 = 1300;
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let board = Board::open(listener.local_addr().unwrap().port());
+    let mut pending: BTreeSet<u16> = (1..=FLOOD).collect();
+    let (mut refused, mut connections) = (BTreeSet::new(), 0);
+    while refused.len() < usize::from(FLOOD) - 48 {
+        let mut stream = welcome(&listener).await;
+        connections += 1;
+        for number in &pending {
+            let bytes = prompt(*number, &number.to_string(), connections > 1);
+            stream.write_all(&bytes).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        while let Some((kind, body)) = packet(&mut stream).await {
+            assert_ne!(kind, 0xc0, "only a ping comes: the rest is not asked for again");
+            if kind == 0x40 {
+                pending.remove(&u16::from_be_bytes([body[0], body[1]]));
+                continue;
+            }
+            let topic = usize::from(body[0]) << 8 | usize::from(body[1]);
+            if kind == 0x32 {
+                let text = String::from_utf8_lossy(&body[2..2 + topic]).into_owned();
+                refused.extend(text.strip_prefix("promptd/n/answer/").map(str::to_owned));
+            }
+            if kind & 0xf6 == 0x32 {
+                let ack = [0x40, 2, body[2 + topic], body[3 + topic]];
+                if stream.write_all(&ack).await.is_err() {
+                    break;
+                }
+            }
+            if refused.len() == usize::from(FLOOD) - 48 {
+                break;
+            }
+        }
+    }
+    assert!((2..=4).contains(&connections), "{connections}");
+    drop(board);
+}
+
 #[tokio::test]
 async fn answers_that_were_never_acknowledged_are_published_again() {
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let mut board = Board::open(listener.local_addr().unwrap().port());
     let mut stream = welcome(&listener).await;
-    for id in *b"ab" {
-        // A QoS 1 prompt with packet number 7 or 8 and no properties.
-        let payload = format!(r#"{{"id":"{}","prompt":"hi"}}"#, char::from(id));
-        let length = u8::try_from(2 + 13 + 2 + 1 + payload.len()).unwrap();
-        let mut bytes = vec![0x32, length, 0, 13];
-        bytes.extend(b"promptd/n/ask");
-        bytes.extend([0, id - b'a' + 7, 0]);
-        bytes.extend(payload.as_bytes());
-        stream.write_all(&bytes).await.unwrap();
+    for (number, id) in [(7, "a"), (8, "b")] {
+        stream.write_all(&prompt(number, id, false)).await.unwrap();
         board.answer(&["x"]).await;
     }
     published(&mut stream, "promptd/n/answer/a").await;
@@ -403,4 +452,39 @@ async fn more_prompts_than_places_are_refused_and_not_lost() {
     for _ in 1..48 {
         assert_eq!(json(&me.next().await)["text"], json!("x"));
     }
+}
+
+#[tokio::test]
+async fn of_a_flood_every_prompt_is_answered_or_refused() {
+    // More than the outbox has places for, over a broker that keeps them all.
+    const FLOOD: usize = 3000;
+    let Some(broker) = Broker::start("max_queued_messages 0") else { return };
+    let mut board = Board::open(broker.port);
+    online(broker.port).await;
+    let mut me = Client::connect(broker.port, "me", &["promptd/n/answer/#"], false).await;
+    let sender = me.sender.clone();
+    let flood = tokio::spawn(async move {
+        for n in 0..FLOOD {
+            let payload = json!({"id": n.to_string(), "prompt": "hi"}).to_string();
+            sender.publish("promptd/n/ask", QoS::AtLeastOnce, false, payload).await.unwrap();
+        }
+    });
+    let mut running = Vec::new();
+    for _ in 0..48 {
+        running.push(board.accepted().await);
+    }
+    let mut refused = BTreeSet::new();
+    while refused.len() < FLOOD - 48 {
+        let object = json(&me.next().await);
+        assert_eq!(object["code"], json!("busy"));
+        refused.insert(object["id"].as_str().unwrap().to_owned());
+    }
+    flood.await.unwrap();
+    for events in &running {
+        answer(events, &["x"]);
+        let object = json(&me.next().await);
+        assert_eq!(object["text"], json!("x"));
+        assert!(!refused.contains(object["id"].as_str().unwrap()));
+    }
+    assert!(board.idle(A_WHILE).await);
 }
