@@ -116,7 +116,8 @@ impl Plan {
             context: settings.model.context,
         };
         let sockets = settings.socket.clone().unwrap_or_default();
-        let node = settings.mqtt.as_ref().and_then(|mqtt| mqtt.node.clone()).unwrap_or_else(host_name);
+        let node =
+            settings.mqtt.as_ref().and_then(|mqtt| mqtt.node.clone()).unwrap_or_else(host_name);
         let mut engine = SpawnConfig::new(program, environment, load);
         engine.arguments.extend(["--log-level".into(), settings.log.level.clone().into()]);
         if settings.log.format == LogFormat::Json {
@@ -125,7 +126,11 @@ impl Plan {
         Ok(Plan {
             engine,
             scheduler: scheduler::Config { queue_limit: settings.queue.limit.into() },
-            sockets: socket::Config { path: sockets.path, lines_path: sockets.lines_path, ..Default::default() },
+            sockets: socket::Config {
+                path: sockets.path,
+                lines_path: sockets.lines_path,
+                ..Default::default()
+            },
             mqtt: settings.mqtt.as_ref().map(|mqtt| mqtt_config(mqtt, &node)).transpose()?,
             profiles: Arc::new(profiles),
             limits,
@@ -138,14 +143,21 @@ impl Plan {
 async fn serve(plan: Plan) -> Result<(), DaemonError> {
     let manager = ServiceManager::from_environment();
     let mut signals = Signals::new().map_err(DaemonError::System)?;
-    let bind = |path: &Option<PathBuf>| path.as_deref().map(|path| socket::bind(path, plan.sockets.mode)).transpose();
+    let bind = |path: &Option<PathBuf>| {
+        path.as_deref().map(|path| socket::bind(path, plan.sockets.mode)).transpose()
+    };
     let (http, lines) = (bind(&plan.sockets.path)?, bind(&plan.sockets.lines_path)?);
 
     let port = client::supervise(plan.engine);
     let (scheduler, actor) = Scheduler::start(plan.scheduler, port);
     let (stop, stopping) = watch::channel(false);
     let (leave, leaving) = watch::channel(false);
-    let app = App::new(scheduler.clone(), Arc::clone(&plan.profiles), plan.limits.clone(), Some(plan.node.clone()));
+    let app = App::new(
+        scheduler.clone(),
+        Arc::clone(&plan.profiles),
+        plan.limits.clone(),
+        Some(plan.node.clone()),
+    );
     let app = Arc::new(app);
     let (mut sockets, mut broker) = (JoinSet::new(), JoinSet::new());
     if let Some(bound) = http {
@@ -195,7 +207,11 @@ async fn serve(plan: Plan) -> Result<(), DaemonError> {
 }
 
 /// Tells the service manager how things are until somebody wants the service to end.
-async fn watch_over(manager: ServiceManager, mut status: watch::Receiver<Status>, signals: &mut Signals) {
+async fn watch_over(
+    manager: ServiceManager,
+    mut status: watch::Receiver<Status>,
+    signals: &mut Signals,
+) {
     let beat = manager.watchdog_interval().unwrap_or(Duration::from_secs(3600));
     let mut beats = tokio::time::interval(beat);
     let mut said = State::default();
@@ -220,7 +236,12 @@ async fn watch_over(manager: ServiceManager, mut status: watch::Receiver<Status>
 
 /// Waits until accepted prompts have ended and the sockets have handed their answers over: first as long as they may
 /// take, then a moment to say that the rest was cancelled.
-async fn finish(scheduler: &Scheduler, sockets: &mut JoinSet<()>, grace: Duration, signals: &mut Signals) {
+async fn finish(
+    scheduler: &Scheduler,
+    sockets: &mut JoinSet<()>,
+    grace: Duration,
+    signals: &mut Signals,
+) {
     let mut status = scheduler.status();
     let mut ended = async |sockets: &mut JoinSet<()>| {
         let _ = status.wait_for(Status::is_idle).await;
@@ -297,7 +318,10 @@ struct Signals {
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     async fn next(&mut self) {
@@ -325,9 +349,11 @@ fn lock_state(path: &Path) -> Result<File, DaemonError> {
 /// The library as the settings, the environment or the search path name it. Where none is found the engine is given the
 /// place that `make build` or a package puts it, so that it is taken as soon as it is there.
 fn library(settings: &Settings, program: &Path, environment: &[(OsString, OsString)]) -> PathBuf {
-    let variable = environment.iter().find(|(name, _)| name == "ORT_DYLIB_PATH").map(|(_, value)| value);
+    let variable =
+        environment.iter().find(|(name, _)| name == "ORT_DYLIB_PATH").map(|(_, value)| value);
     let configured = settings.runtime.library.as_deref();
-    let located = settings::find_library(configured, variable.and_then(|value| value.to_str()), program);
+    let located =
+        settings::find_library(configured, variable.and_then(|value| value.to_str()), program);
     match located {
         Ok(located) => {
             tracing::debug!(library = %located.path.display(), chosen_by = located.chosen_by, "libonnxruntime");
@@ -342,7 +368,9 @@ fn library(settings: &Settings, program: &Path, environment: &[(OsString, OsStri
 
 /// The MQTT door's configuration: address, names and password.
 fn mqtt_config(mqtt: &settings::Mqtt, node: &str) -> Result<mqtt::Config, DaemonError> {
-    let wrong = |key: &str, error: &dyn std::fmt::Display| DaemonError::Settings(format!("`mqtt.{key}`: {error}"));
+    let wrong = |key: &str, error: &dyn std::fmt::Display| {
+        DaemonError::Settings(format!("`mqtt.{key}`: {error}"))
+    };
     let broker = mqtt::BrokerUrl::parse(&mqtt.url).map_err(|error| wrong("url", &error))?;
     let password = mqtt.password_file.as_deref().map(first_line).transpose();
     let config = mqtt::Config {
@@ -361,7 +389,8 @@ fn mqtt_config(mqtt: &settings::Mqtt, node: &str) -> Result<mqtt::Config, Daemon
 
 /// The first line of a file, as editors leave a line end behind a password.
 fn first_line(path: &Path) -> Result<String, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("`{}`: {error}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| format!("`{}`: {error}", path.display()))?;
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
@@ -369,6 +398,7 @@ fn first_line(path: &Path) -> Result<String, String> {
 fn host_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
     let first = name.split('.').next().unwrap_or_default();
-    let slug: String = first.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
+    let slug: String =
+        first.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
     if slug.is_empty() { "board".to_owned() } else { slug }
 }

@@ -70,7 +70,7 @@ class House:
     def __init__(self, promptd, folder):
         self.promptd, self.folder, self.port = promptd, folder, free_port()
         self.http = os.path.join(folder, "promptd.sock")
-        self.children, self.logs = [], []
+        self.children, self.logs, self.asked = [], [], 0
 
     def write_config(self):
         with open(os.path.join(MODEL, "command.schema.json"), encoding="utf-8") as file:
@@ -183,23 +183,13 @@ def by_response_topic(house, profile, question):
 
 
 def by_mqtt_311(house, profile, question):
-    wait = subprocess.Popen([tool("mosquitto_sub"), "-p", str(house.port), "-V", "311", "-q", "1", "-C", "1", "-d",
-                             "-W", str(PATIENCE_SECONDS), "-t", "promptd/demo/answer/demo-1"], stdout=subprocess.PIPE, bufsize=0)
-    # The answer goes to whoever has subscribed by then: wait for the broker's word that it has.
-    seen = b""
-    while b"SUBACK" not in seen:
-        piece = wait.stdout.readline()
-        if not piece:
-            raise Failure("mosquitto_sub did not subscribe")
-        seen += piece
-    request = {"id": "demo-1", "prompt": question, "profile": profile}
-    run([tool("mosquitto_pub"), "-p", str(house.port), "-V", "311", "-q", "1", "-t", "promptd/demo/ask", "-m", json.dumps(request)])
-    lines = wait.stdout.read().decode("utf-8").splitlines()
-    wait.wait()
-    answers = [line for line in lines if line.startswith("{")]
-    if not answers:
-        raise Failure("no answer came on promptd/demo/answer/demo-1")
-    return from_answer(json.loads(answers[0]))
+    # MQTT 3.1.1 has no response topic: the answer goes to a topic that the request's id names. A fresh id each time, for
+    # a request that comes twice under one id gets the answer of the first.
+    house.asked += 1
+    request = {"id": f"demo-{house.asked}", "prompt": question, "profile": profile}
+    out = run([tool("mosquitto_rr"), "-p", str(house.port), "-V", "311", "-q", "1", "-W", str(PATIENCE_SECONDS),
+               "-t", "promptd/demo/ask", "-e", f"promptd/demo/answer/{request['id']}", "-m", json.dumps(request)])
+    return from_answer(json.loads(out))
 
 
 def from_answer(answer):

@@ -54,7 +54,9 @@ pub fn main() -> ExitCode {
 
 /// The environment as it is now, without what is no text: no setting of ours is.
 fn environment() -> Environment {
-    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    let text = |(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
     std::env::vars_os().filter_map(text).collect()
 }
 

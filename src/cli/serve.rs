@@ -63,7 +63,10 @@ fn fail(error: &dyn Error, code: u8) -> ExitCode {
     complain(&line, code)
 }
 
-#[expect(clippy::print_stderr, reason = "logging may not have started, and the last word of a service goes there")]
+#[expect(
+    clippy::print_stderr,
+    reason = "logging may not have started, and the last word of a service goes there"
+)]
 fn complain(line: &str, code: u8) -> ExitCode {
     eprintln!("promptd: {line}");
     ExitCode::from(code)

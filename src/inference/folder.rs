@@ -9,9 +9,9 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-use super::model_config::{self, ModelConfig};
 use super::error::LoadError;
 use super::mapped::Mapped;
+use super::model_config::{self, ModelConfig};
 use super::{manifest, onnx_file};
 
 /// JSON files of model folders are at most some 20 MB (tokenizers of 260,000 tokens).

@@ -8,10 +8,10 @@ use ort::value::Outlet;
 use ort::value::TensorElementType;
 
 use super::binding::Step;
-use super::model_config::ModelConfig;
 use super::error::LoadError;
 use super::folder::Folder;
 use super::kv_cache::{Cache, KvCache, Shape, TensorName, Window};
+use super::model_config::ModelConfig;
 use super::runtime::Runtime;
 
 /// How the graph is run.

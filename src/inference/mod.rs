@@ -2,7 +2,6 @@
 //! door. No network, no tokio; the clock is passed in.
 
 mod binding;
-mod model_config;
 mod conversation;
 mod cores;
 mod date;
@@ -16,6 +15,7 @@ mod graph;
 mod kv_cache;
 mod manifest;
 mod mapped;
+mod model_config;
 mod onnx_file;
 mod preparer;
 mod runner;

@@ -13,11 +13,17 @@ fn failed(plan: &Plan) -> (Service, String) {
     let service = Service::start(plan);
     let message = wait_for("model_failed", || {
         let health = service.health()?;
-        (health["state"] == "model_failed").then(|| health["message"].as_str().unwrap_or("").to_owned())
+        (health["state"] == "model_failed")
+            .then(|| health["message"].as_str().unwrap_or("").to_owned())
     });
     // It stays up and tells askers the same.
     let answer = http::post(&service.socket(), "/v1/completions", &json!({"prompt": "hello"}));
-    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (503, Some("model_failed")), "{}", answer.body);
+    assert_eq!(
+        (answer.status, answer.json()["error"]["code"].as_str()),
+        (503, Some("model_failed")),
+        "{}",
+        answer.body
+    );
     assert_eq!(http::get(&service.socket(), "/health/live").status, 200);
     (service, message)
 }
@@ -36,8 +42,10 @@ fn a_library_that_cannot_be_used_is_told_by_its_fault() {
     let missing = PathBuf::from("/nowhere/libonnxruntime.so");
     let (_a, truncated) = damaged_library("truncated.so", |bytes| bytes.truncate(bytes.len() / 2));
     // Byte 18 of an ELF header is the machine: 183 is aarch64, 62 is x86-64.
-    let (_b, foreign) = damaged_library("foreign.so", |bytes| bytes[18] = if bytes[18] == 62 { 183 } else { 62 });
-    let (_c, no_library) = damaged_library("text.so", |bytes| *bytes = b"not a library at all".to_vec());
+    let (_b, foreign) =
+        damaged_library("foreign.so", |bytes| bytes[18] = if bytes[18] == 62 { 183 } else { 62 });
+    let (_c, no_library) =
+        damaged_library("text.so", |bytes| *bytes = b"not a library at all".to_vec());
     let table = [
         (&missing, vec!["/nowhere/libonnxruntime.so", "no such file"]),
         (&truncated, vec!["truncated.so", "cut short"]),
@@ -47,7 +55,10 @@ fn a_library_that_cannot_be_used_is_told_by_its_fault() {
     for (path, words) in table {
         let (_service, message) = failed(&Plan { library: path.clone(), ..Plan::demo() });
         for word in words {
-            assert!(message.to_lowercase().contains(&word.to_lowercase()), "{message:?} does not say {word:?}");
+            assert!(
+                message.to_lowercase().contains(&word.to_lowercase()),
+                "{message:?} does not say {word:?}"
+            );
         }
     }
 }
@@ -76,7 +87,11 @@ fn a_library_that_is_too_old_is_told_by_both_versions() {
         static const struct base base = { api, version };\n\
         const struct base *OrtGetApiBase(void) { return &base; }\n";
     std::fs::write(&source, code).unwrap();
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&object, &source]).status().unwrap();
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&object, &source])
+        .status()
+        .unwrap();
     assert!(built.success());
     let (_service, message) = failed(&Plan { library: object, ..Plan::demo() });
     assert!(message.contains("1.17.3") && message.contains("1.24"), "{message}");
@@ -97,24 +112,46 @@ fn a_model_folder_that_is_not_whole_is_refused_by_the_file() {
     type Damage = fn(&Path);
     let table: [(&str, Damage, &[&str]); 6] = [
         ("no graph", |d| std::fs::remove_file(d.join("model.onnx")).unwrap(), &["model.onnx"]),
-        ("no weights", |d| std::fs::remove_file(d.join("model.onnx.data")).unwrap(), &["model.onnx.data"]),
-        ("no tokenizer", |d| std::fs::remove_file(d.join("tokenizer.json")).unwrap(), &["tokenizer.json"]),
+        (
+            "no weights",
+            |d| std::fs::remove_file(d.join("model.onnx.data")).unwrap(),
+            &["model.onnx.data"],
+        ),
+        (
+            "no tokenizer",
+            |d| std::fs::remove_file(d.join("tokenizer.json")).unwrap(),
+            &["tokenizer.json"],
+        ),
         (
             "half the weights",
             |d| {
-                let file = std::fs::OpenOptions::new().write(true).open(d.join("model.onnx.data")).unwrap();
+                let file = std::fs::OpenOptions::new()
+                    .write(true)
+                    .open(d.join("model.onnx.data"))
+                    .unwrap();
                 file.set_len(file.metadata().unwrap().len() / 2).unwrap();
             },
             &["model.onnx.data", "bytes"],
         ),
-        ("another graph", |d| std::fs::write(d.join("model.onnx"), [0, 255].repeat(500)).unwrap(), &["model.onnx"]),
-        ("no JSON", |d| std::fs::write(d.join("genai_config.json"), "{ \"model\": ").unwrap(), &["genai_config.json"]),
+        (
+            "another graph",
+            |d| std::fs::write(d.join("model.onnx"), [0, 255].repeat(500)).unwrap(),
+            &["model.onnx"],
+        ),
+        (
+            "no JSON",
+            |d| std::fs::write(d.join("genai_config.json"), "{ \"model\": ").unwrap(),
+            &["genai_config.json"],
+        ),
     ];
     for (what, damage, words) in table {
         let folder = copy_of_demo();
         damage(folder.path());
         let (_service, message) = failed(&Plan::of_model(folder.path()));
-        assert!(words.iter().all(|word| message.contains(word)), "{what}: {message:?} does not say {words:?}");
+        assert!(
+            words.iter().all(|word| message.contains(word)),
+            "{what}: {message:?} does not say {words:?}"
+        );
     }
     let (_service, message) = failed(&Plan::of_model(Path::new("/nowhere/model")));
     assert!(message.contains("/nowhere/model"), "{message}");
@@ -142,13 +179,19 @@ fn a_wrong_configuration_ends_with_its_place_and_status_78() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("promptd.toml");
     let table = [
-        ("[model]\npath = \"/m\"\n[sockets]\n", ":3:2: unknown key `sockets`; did you mean `socket`?"),
+        (
+            "[model]\npath = \"/m\"\n[sockets]\n",
+            ":3:2: unknown key `sockets`; did you mean `socket`?",
+        ),
         ("[model]\npath = 7\n", ":2:8: "),
         ("[model\n", ":1:"),
         ("[model]\npath = \"/m\"\n", "no door is open"),
         ("[model]\npath = \"/m\"\n[mqtt]\nurl = \"http://broker\"\n", "mqtt://"),
         ("[model]\npath = \"/m\"\n[mqtt]\nurl = \"mqtt://broker\"\nnode = \"a/b\"\n", "node"),
-        ("[model]\npath = \"/m\"\n[socket]\npath = \"/tmp/x\"\n[log]\nlevel = \"promptd=loud\"\n", "log.level"),
+        (
+            "[model]\npath = \"/m\"\n[socket]\npath = \"/tmp/x\"\n[log]\nlevel = \"promptd=loud\"\n",
+            "log.level",
+        ),
     ];
     for (text, wanted) in table {
         std::fs::write(&path, text).unwrap();
@@ -181,12 +224,20 @@ fn a_socket_path_that_cannot_be_had_is_told_before_anything_starts() {
     ];
     for (path, wanted) in table {
         let config = folder.path().join("promptd.toml");
-        std::fs::write(&config, format!("[model]\npath = {:?}\n[socket]\npath = {path:?}\n", demo_model())).unwrap();
+        std::fs::write(
+            &config,
+            format!("[model]\npath = {:?}\n[socket]\npath = {path:?}\n", demo_model()),
+        )
+        .unwrap();
         let mut serve = command(&["serve", "--config"]);
         serve.arg(&config);
         let (status, _, errors) = output(serve);
         assert_ne!(status, 0);
-        assert!(errors.contains(wanted) && errors.contains(&*path.to_string_lossy()), "{}: {errors}", path.display());
+        assert!(
+            errors.contains(wanted) && errors.contains(&*path.to_string_lossy()),
+            "{}: {errors}",
+            path.display()
+        );
     }
 }
 
@@ -195,7 +246,12 @@ fn two_services_do_not_share_a_state_directory() {
     let first = Service::start(&Plan::demo()).ready();
     let place = first.socket().parent().unwrap().to_owned();
     let config = place.join("second.toml");
-    let text = format!("[model]\npath = {:?}\n[socket]\npath = {:?}\n[state]\ndir = {:?}\n", demo_model(), place.join("2.sock"), place.join("state"));
+    let text = format!(
+        "[model]\npath = {:?}\n[socket]\npath = {:?}\n[state]\ndir = {:?}\n",
+        demo_model(),
+        place.join("2.sock"),
+        place.join("state")
+    );
     std::fs::write(&config, text).unwrap();
     let mut serve = command(&["serve", "--config"]);
     serve.arg(&config);
@@ -220,16 +276,37 @@ fn a_request_that_is_wrong_gets_its_code_and_the_next_one_is_answered() {
     for (body, status, code) in table {
         let answer = http::post(&service.socket(), "/v1/completions", &body);
         let error = answer.json()["error"].clone();
-        assert_eq!((answer.status, error["code"].as_str()), (status, Some(code)), "{body:.100} gave {}", answer.body);
+        assert_eq!(
+            (answer.status, error["code"].as_str()),
+            (status, Some(code)),
+            "{body:.100} gave {}",
+            answer.body
+        );
         if code == "context_length_exceeded" {
             let (limit, have) = (error["limit"].as_u64().unwrap(), error["have"].as_u64().unwrap());
             assert!(have > limit, "{error}");
             let message = error["message"].as_str().unwrap();
-            assert!(message.contains(&limit.to_string()) && message.contains(&have.to_string()), "{message}");
+            assert!(
+                message.contains(&limit.to_string()) && message.contains(&have.to_string()),
+                "{message}"
+            );
         }
     }
     let schema = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no such type"}}});
-    let answer = http::post(&service.socket(), "/v1/completions", &json!({"prompt": "a", "response_format": schema}));
-    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (400, Some("bad_request")), "{}", answer.body);
-    assert_eq!(http::post(&service.socket(), "/v1/completions", &json!({"prompt": "a", "max_tokens": 1})).status, 200);
+    let answer = http::post(
+        &service.socket(),
+        "/v1/completions",
+        &json!({"prompt": "a", "response_format": schema}),
+    );
+    assert_eq!(
+        (answer.status, answer.json()["error"]["code"].as_str()),
+        (400, Some("bad_request")),
+        "{}",
+        answer.body
+    );
+    assert_eq!(
+        http::post(&service.socket(), "/v1/completions", &json!({"prompt": "a", "max_tokens": 1}))
+            .status,
+        200
+    );
 }

@@ -6,13 +6,20 @@ use crate::support::service::{Plan, Service, signal};
 use crate::support::{http, wait_for};
 
 /// Beginnings that one model or another goes on about.
-const BEGINNINGS: [&str; 6] =
-    ["kitchen light: on\ngarage door: open\n", "garage", "The ", "a", "温室温度：", "cellar humidity: 4"];
+const BEGINNINGS: [&str; 6] = [
+    "kitchen light: on\ngarage door: open\n",
+    "garage",
+    "The ",
+    "a",
+    "温室温度：",
+    "cellar humidity: 4",
+];
 
 /// A prompt whose answer is long enough to be interrupted, and the answer undisturbed.
 fn long_request(service: &Service, sampling: &Value) -> (Value, Value) {
     // Which prompt a model has much to say about is its own affair: the first one that will do is taken.
-    for (seed, beginning) in (0..20).flat_map(|seed| BEGINNINGS.map(|beginning| (seed, beginning))) {
+    for (seed, beginning) in (0..20).flat_map(|seed| BEGINNINGS.map(|beginning| (seed, beginning)))
+    {
         let mut body = json!({"prompt": beginning, "max_tokens": 300, "seed": seed});
         body.as_object_mut().unwrap().extend(sampling.as_object().unwrap().clone());
         let answer = http::post(&service.socket(), "/v1/completions", &body);
@@ -77,7 +84,8 @@ fn a_prompt_that_was_there_when_two_engines_died_is_given_up() {
     assert_eq!(error["error"]["code"], "model_failed", "{error}");
     // The service goes on with a third engine.
     wait_for("promptd to be ready again", || (service.health()?["state"] == "ready").then_some(()));
-    let answer = http::post(&service.socket(), "/v1/completions", &json!({"prompt": "a", "max_tokens": 2}));
+    let answer =
+        http::post(&service.socket(), "/v1/completions", &json!({"prompt": "a", "max_tokens": 2}));
     assert_eq!(answer.status, 200, "{}", answer.body);
 }
 
@@ -107,6 +115,8 @@ fn sigterm_lets_running_answers_end() {
     assert_eq!(status.code(), Some(0), "{}", service.log());
     assert!(!socket.exists(), "the socket is left behind");
     if let Some(engine) = engine {
-        wait_for("the engine's end", || (!std::path::Path::new(&format!("/proc/{engine}")).exists()).then_some(()));
+        wait_for("the engine's end", || {
+            (!std::path::Path::new(&format!("/proc/{engine}")).exists()).then_some(())
+        });
     }
 }

@@ -21,7 +21,10 @@ fn request(case: &Value) -> (&'static str, Value) {
         body["max_tokens"] = json!(150);
         match case["kind"].as_str() {
             Some("regex") => body["regex"] = grammar.clone(),
-            _ => body["response_format"] = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": grammar}}),
+            _ => {
+                body["response_format"] =
+                    json!({"type": "json_schema", "json_schema": {"name": "x", "schema": grammar}})
+            }
         }
     }
     body["prompt"] = case["prompt"].clone();
@@ -30,7 +33,8 @@ fn request(case: &Value) -> (&'static str, Value) {
 
 /// Plays a file and returns how many cases it had.
 fn play(service: &Service, file: &Path) -> usize {
-    let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let text =
+        std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let mut played = 0;
     for line in text.lines() {
         let case: Value = serde_json::from_str(line).unwrap();
@@ -47,14 +51,32 @@ fn play(service: &Service, file: &Path) -> usize {
         let answer = answer.json();
         let choice = &answer["choices"][0];
         let text = choice["message"]["content"].as_str().or(choice["text"].as_str()).unwrap();
-        assert_eq!((text, choice["finish_reason"].as_str().unwrap()), wanted, "{} {}", file.display(), case["id"]);
+        assert_eq!(
+            (text, choice["finish_reason"].as_str().unwrap()),
+            wanted,
+            "{} {}",
+            file.display(),
+            case["id"]
+        );
         if let Some(ids) = case["prompt_ids"].as_array() {
-            assert_eq!(answer["usage"]["prompt_tokens"], ids.len(), "{} {}", file.display(), case["id"]);
+            assert_eq!(
+                answer["usage"]["prompt_tokens"],
+                ids.len(),
+                "{} {}",
+                file.display(),
+                case["id"]
+            );
         }
 
         body["stream"] = json!(true);
         let (text, finish) = http::collect(http::stream(&service.socket(), target, &body));
-        assert_eq!((text.as_str(), finish.as_deref().unwrap()), wanted, "{} {} streamed", file.display(), case["id"]);
+        assert_eq!(
+            (text.as_str(), finish.as_deref().unwrap()),
+            wanted,
+            "{} {} streamed",
+            file.display(),
+            case["id"]
+        );
         played += 1;
     }
     played
@@ -79,7 +101,12 @@ fn the_demo_model_answers_as_its_reference() {
 
 #[test]
 fn stories_in_single_precision() {
-    let files = ["stories260k-genai-fp32.jsonl", "stories260k-chat.jsonl", "stories260k-stop.jsonl", "stories260k-constrained.jsonl"];
+    let files = [
+        "stories260k-genai-fp32.jsonl",
+        "stories260k-chat.jsonl",
+        "stories260k-stop.jsonl",
+        "stories260k-constrained.jsonl",
+    ];
     play_material("stories260k-genai-fp32", &files);
 }
 
@@ -90,7 +117,8 @@ fn stories_in_four_bits() {
 
 #[test]
 fn stories_without_contrib_operators() {
-    let files = ["stories260k-plain-fp32.jsonl", "stories260k-chat.jsonl", "stories260k-stop.jsonl"];
+    let files =
+        ["stories260k-plain-fp32.jsonl", "stories260k-chat.jsonl", "stories260k-stop.jsonl"];
     play_material("stories260k-plain-fp32", &files);
 }
 
@@ -110,8 +138,14 @@ fn several_prompts_at_once_do_not_mix() {
                         let (target, body) = request(case);
                         let answer = http::post(&service.socket(), target, &body).json();
                         let choice = &answer["choices"][0];
-                        let text = choice["message"]["content"].as_str().or(choice["text"].as_str());
-                        assert_eq!(text, case["text"].as_str(), "{} beside others: {answer}", case["id"]);
+                        let text =
+                            choice["message"]["content"].as_str().or(choice["text"].as_str());
+                        assert_eq!(
+                            text,
+                            case["text"].as_str(),
+                            "{} beside others: {answer}",
+                            case["id"]
+                        );
                     }
                 })
                 .unwrap();

@@ -7,9 +7,9 @@ mod bad_input;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
-mod engine_death;
-#[cfg(test)]
 mod engine_client;
+#[cfg(test)]
+mod engine_death;
 #[cfg(test)]
 mod engine_process;
 #[cfg(test)]

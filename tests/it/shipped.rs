@@ -31,9 +31,14 @@ fn every_line_of_the_example_that_is_commented_out_is_right_too() {
         .collect();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &whole).unwrap();
-    let settings = settings::load(file.path(), &HashMap::new()).unwrap_or_else(|error| panic!("{error}\n{whole}"));
+    let settings = settings::load(file.path(), &HashMap::new())
+        .unwrap_or_else(|error| panic!("{error}\n{whole}"));
     assert!(settings.mqtt.is_some() && settings.profiles.contains_key("lights"));
-    assert_eq!(settings.queue.limit, settings::Queue::default().limit, "the example shows another default");
+    assert_eq!(
+        settings.queue.limit,
+        settings::Queue::default().limit,
+        "the example shows another default"
+    );
     assert_eq!(settings.limits.payload_bytes, settings::Limits::default().payload_bytes);
     assert_eq!(settings.shutdown.grace_seconds, settings::Shutdown::default().grace_seconds);
 }
@@ -50,7 +55,8 @@ fn the_unit_is_one_that_systemd_accepts() {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("promptd.service");
     std::fs::write(&copy, unit.replace("/usr/bin/promptd", env!("CARGO_BIN_EXE_promptd"))).unwrap();
-    let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&copy).output().unwrap();
+    let verified =
+        Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&copy).output().unwrap();
     let said = String::from_utf8_lossy(&verified.stderr);
     let ours: Vec<&str> = said.lines().filter(|line| line.contains("promptd.service")).collect();
     assert!(ours.is_empty(), "{said}");
@@ -68,8 +74,17 @@ fn the_manifest_of_the_demo_model_names_what_is_there() {
         assert_eq!(i64::try_from(length).unwrap(), file["bytes"].as_integer().unwrap(), "{name}");
         total += length;
     }
-    for name in ["model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "tokenizer_config.json"] {
-        assert!(files.iter().any(|file| file["name"].as_str() == Some(name)), "{name} is not in the manifest");
+    for name in [
+        "model.onnx",
+        "model.onnx.data",
+        "genai_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ] {
+        assert!(
+            files.iter().any(|file| file["name"].as_str() == Some(name)),
+            "{name} is not in the manifest"
+        );
     }
     assert!(total <= 10_000_000, "the demo model has {total} bytes; 10 MB may be committed");
 }

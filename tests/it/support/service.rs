@@ -166,7 +166,8 @@ pub(crate) fn signal(pid: u32, name: &str) {
 
 /// Runs a command to its end: status, standard output, standard error. One that does not end is killed, and the test fails.
 pub(crate) fn output(mut command: Command) -> (i32, String, String) {
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let read = |mut pipe: Box<dyn Read + Send>| {
         std::thread::Builder::new()
             .spawn(move || {
@@ -185,7 +186,11 @@ pub(crate) fn output(mut command: Command) -> (i32, String, String) {
             None if Instant::now() > deadline => {
                 let _ = child.kill();
                 let _ = child.wait();
-                panic!("{command:?} did not end\n{}{}", text.join().unwrap(), errors.join().unwrap());
+                panic!(
+                    "{command:?} did not end\n{}{}",
+                    text.join().unwrap(),
+                    errors.join().unwrap()
+                );
             }
             None => std::thread::sleep(std::time::Duration::from_millis(5)),
         }
