@@ -1,4 +1,4 @@
-//! Answers against an independent reference: golden vectors made in NumPy with double precision, played over the socket.
+//! Answers against an independent reference: golden vectors made with double precision, played over the socket.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ fn request(case: &Value) -> (&'static str, Value) {
             Some("regex") => body["regex"] = grammar.clone(),
             _ => {
                 body["response_format"] =
-                    json!({"type": "json_schema", "json_schema": {"name": "x", "schema": grammar}})
+                    json!({"type": "json_schema", "json_schema": {"name": "x", "schema": grammar}});
             }
         }
     }

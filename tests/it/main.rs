@@ -19,6 +19,8 @@ mod inference;
 #[cfg(test)]
 mod lines;
 #[cfg(test)]
+mod main_job;
+#[cfg(test)]
 mod model_folder;
 #[cfg(test)]
 mod mqtt;

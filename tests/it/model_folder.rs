@@ -94,7 +94,7 @@ const CASES: &[(&str, Damage)] = &[
 /// Folders that are damaged in one place each.
 #[test]
 fn damaged_folders_are_refused_with_file_and_reason() {
-    let (Some(library), Some(_)) = (library(), material()) else { return };
+    let (library, Some(_)) = (library(), material()) else { return };
     for (words, damage) in CASES {
         let folder = copy(INT4).unwrap();
         damage(folder.path());
@@ -107,7 +107,7 @@ fn damaged_folders_are_refused_with_file_and_reason() {
 /// Every folder of `PROMPTD_TEST_BROKEN`, for looking at by eye; a folder that loads must answer.
 #[test]
 fn folders_broken_elsewhere_are_refused() {
-    let (Some(library), Some(root)) = (library(), std::env::var_os("PROMPTD_TEST_BROKEN")) else {
+    let (library, Some(root)) = (library(), std::env::var_os("PROMPTD_TEST_BROKEN")) else {
         println!("skipped: PROMPTD_TEST_BROKEN names no folder of damaged model folders");
         return;
     };
@@ -136,10 +136,8 @@ fn libraries_that_cannot_be_used_are_named() {
     std::fs::write(&path, "junk").unwrap();
     let junk = refuse();
     assert!(junk.contains("make build"), "{junk}");
-    if let Some(library) = library() {
-        let bytes = std::fs::read(library).unwrap();
-        std::fs::write(&path, &bytes[..bytes.len() * 9 / 10]).unwrap();
-        let truncated = refuse();
-        assert!(truncated.contains("cut short"), "{truncated}");
-    }
+    let bytes = std::fs::read(library()).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() * 9 / 10]).unwrap();
+    let truncated = refuse();
+    assert!(truncated.contains("cut short"), "{truncated}");
 }

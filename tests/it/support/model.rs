@@ -9,12 +9,7 @@ use promptd::inference::{Config, LoadError, Loaded, Prepared, load};
 use promptd::request::{Constraint, Event, Finish, Input, PromptId, Refusal, Request, Sampling};
 use serde_json::Value;
 
-pub(crate) use super::material;
-
-/// libonnxruntime; `make test` fetches it.
-pub(crate) fn library() -> Option<PathBuf> {
-    Some(super::library())
-}
+pub(crate) use super::{library, material};
 
 pub(crate) fn config(library: &Path, model: &Path, slots: u16) -> Config {
     Config {
@@ -33,7 +28,7 @@ pub(crate) fn open(config: &Config) -> Result<Loaded, LoadError> {
 
 /// A model of the material; `None` where it cannot be had.
 pub(crate) fn model(name: &str, slots: u16) -> Option<Loaded> {
-    let (library, material) = (library()?, material()?);
+    let (library, material) = (library(), material()?);
     Some(open(&config(&library, &material.join("models").join(name), slots)).unwrap())
 }
 
