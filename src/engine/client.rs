@@ -44,7 +44,7 @@ pub struct SpawnConfig {
     pub program: PathBuf,
     /// Its arguments: the command that calls [`super::process::run`].
     pub arguments: Vec<OsString>,
-    /// The environment the service was started with. What belongs to the service alone is left out ([`is_private`]).
+    /// The environment the service was started with. What belongs to the service alone is left out: settings, which may name secrets, and what systemd told the service alone.
     pub environment: Vec<(OsString, OsString)>,
     /// What it loads.
     pub load: LoadRequest,

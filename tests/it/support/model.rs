@@ -1,7 +1,7 @@
 //! Models for tests: where libonnxruntime and the reference's folders are, and how prompts are run to their end.
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
