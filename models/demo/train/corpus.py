@@ -98,15 +98,23 @@ def command(device, action, value=None):
 
 
 class Grammar:
-    """One stream of examples. `held` draws names and values that training never sees, and only those."""
+    """One stream of examples. `held` draws names and values that training never sees, and only those.
 
-    def __init__(self, seed, held=False):
-        self.r, self.held = random.Random(seed), held
+    `pieces` (letter tokens) makes it harder: names put together from any of them, and more names that nearly match.
+    """
+
+    def __init__(self, seed, held=False, pieces=None):
+        self.r, self.held, self.pieces = random.Random(seed), held, pieces
 
     # ---- names and values
     def pseudo(self):
         r = self.r
         while True:
+            if self.pieces and r.random() < 0.6:
+                name = "".join(r.choices(self.pieces, k=r.choice((1, 2, 2, 3, 3, 4))))
+                if 3 <= len(name) <= 13 and not W.name_held(name) and name not in W.PLACES_HELD + W.OTHERS_HELD:
+                    return name
+                continue
             name = "".join(r.choice("bcdfghjklmnprstvwz") if r.random() < 0.8 else r.choice(("st", "tr", "ch", "sh", "br", "pl", "qu", "x", "y"))
                            for _ in range(1)) + "".join(r.choice("aeiou") + r.choice(("", "", "l", "n", "r", "s", "t", "m", "ck", "d", "b", "v", "z", "g", "p", "th", "ll"))
                                                         + r.choice(("", "b", "d", "k", "l", "m", "n", "t", "r", "s", "c", "f", "g")) for _ in range(r.randint(1, 3)))
@@ -178,11 +186,17 @@ class Grammar:
         """A different name that shares a part with this one, so that a near miss is not taken for a hit."""
         r = self.r
         if zh:
+            if self.pieces and r.random() < 0.5:
+                if name[0] in "东西南北大小新旧" and len(name) > 2 and r.random() < 0.5:
+                    return name[1:]
+                return r.choice("东西南北大小新旧") + name
             i = r.randrange(max(1, len(name) - 2))  # not the noun: it decides between opening and switching on
             return name[:i] + r.choice(W.ZH_CHARS) + name[i + 1:] if not self.held else r.choice("东西南北大小新旧") + name
         parts = name.split(" ")
         if parts[-1].isdigit():
             return " ".join(parts[:-1] + [str(r.randint(1, 40))])
+        if self.pieces and r.random() < 0.3:
+            return " ".join(parts[1:]) if len(parts) > 2 and r.random() < 0.5 else f"{r.choice(W.ADJECTIVES)} {name}"
         if len(parts) > 1:
             i = r.randrange(len(parts))
             parts[i] = r.choice(W.ADJECTIVES) if i == 0 and r.random() < 0.5 else self.word()

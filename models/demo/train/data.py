@@ -14,6 +14,8 @@ FIRST, ANSWER, OTHER = 1.5, 1.0, 0.05  # weight in the loss: first token of an a
 class Packer:
     def __init__(self, tokenizer_file):
         self.tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        # Names are also put together from these, so that every piece an unknown name falls into has been copied often.
+        self.pieces = sorted(t for t in self.tokenizer.get_vocab() if t.isascii() and t.isalpha() and t.islower() and len(t) < 6)
 
     def encode(self, text):
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -31,12 +33,12 @@ class Packer:
                 weights += [0] * (len(body) + 1)
         return ids, weights, spans
 
-    def rows(self, seed, count, length, places):
+    def rows(self, seed, count, length, places, hard):
         """`count` rows: tokens [count, length], segments, and for `places` positions each index, target and weight.
 
         Position i is asked for token i + 1. Answers come first, the rest of the places go to random other tokens.
         """
-        g, r = Grammar(seed), random.Random(seed)
+        g, r = Grammar(seed, pieces=self.pieces if hard else None), random.Random(seed)
         long = length > 200
         tokens = np.zeros((count, length), np.int16)
         segments = np.full((count, length), -1, np.int16)

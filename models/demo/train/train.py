@@ -19,6 +19,7 @@ from data import Packer
 HERE = Path(__file__).resolve().parent
 SHAPES = {128: (32, 64), 256: (16, 128), 512: (8, 240)}  # row length: rows a step, places a row
 CHUNK = 64  # steps whose rows are made at once
+HARD_FROM = 16  # the chunk from which names are more various and misses nearer; before, copying has to begin
 CHECK_LENGTH = 128
 
 
@@ -30,7 +31,7 @@ def shape_of(chunk):
 def make_chunk(tokenizer_file, seed, chunk):
     length = shape_of(chunk)
     rows, places = SHAPES[length]
-    return Packer(tokenizer_file).rows(seed * 1_000_003 + chunk, CHUNK * rows, length, places)
+    return Packer(tokenizer_file).rows(seed * 1_000_003 + chunk, CHUNK * rows, length, places, chunk >= HARD_FROM)
 
 
 def orthogonalize(g):
