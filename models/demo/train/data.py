@@ -4,6 +4,7 @@ import random
 import numpy as np
 from tokenizers import Tokenizer
 
+import words
 from corpus import Grammar
 from tokenizer import ASSISTANT, BOS, END, SYSTEM, USER
 
@@ -52,8 +53,11 @@ class Packer:
                     new = [BOS] + self.encode(g.plain()) + [END]
                     w = [0] + [0.3] * (len(new) - 1)
                 else:
-                    new, w, _ = self.chat(g.document(max_lines=r.choice((2, 4, 6, 8, 8)) if length < 500 else 14,
-                                                     turns=None if length < 500 or r.random() < 0.3 else r.randint(8, 30)))
+                    document = g.document(max_lines=r.choice((2, 4, 6, 8, 8)) if length < 500 else 14,
+                                          turns=None if length < 500 or r.random() < 0.3 else r.randint(8, 30))
+                    if hard and any(name in text for _, text, _ in document for name in words.ZH_PLACES_HELD):
+                        continue  # characters drawn one by one can form a name that is held back
+                    new, w, _ = self.chat(document)
                 if not long and not ids and len(new) < 40 and r.random() < 0.3:
                     continue
                 ids, weights, segment, n = ids + new, weights + w, segment + [n] * len(new), n + 1
