@@ -191,7 +191,9 @@ class Grammar:
                     return name[1:]
                 return r.choice("东西南北大小新旧") + name
             i = r.randrange(max(1, len(name) - 2))  # not the noun: it decides between opening and switching on
-            return name[:i] + r.choice(W.ZH_CHARS) + name[i + 1:] if not self.held else r.choice("东西南北大小新旧") + name
+            if self.held:
+                return r.choice("东西南北大小新旧") + (name[1:] if name[0] in "东西南北大小新旧" and len(name) > 2 else name)
+            return name[:i] + r.choice(W.ZH_CHARS) + name[i + 1:]
         parts = name.split(" ")
         if parts[-1].isdigit():
             return " ".join(parts[:-1] + [str(r.randint(1, 40))])
