@@ -101,10 +101,11 @@ class Grammar:
     """One stream of examples. `held` draws names and values that training never sees, and only those.
 
     `pieces` (letter tokens) makes it harder: names put together from any of them, and more names that nearly match.
+    `near` and `missing` are the shares of lines that resemble an earlier one and of questions without an answer.
     """
 
-    def __init__(self, seed, held=False, pieces=None):
-        self.r, self.held, self.pieces = random.Random(seed), held, pieces
+    def __init__(self, seed, held=False, pieces=None, near=0.4, missing=0.22):
+        self.r, self.held, self.pieces, self.near, self.missing = random.Random(seed), held, pieces, near, missing
 
     # ---- names and values
     def pseudo(self):
@@ -207,7 +208,7 @@ class Grammar:
 
     def fact(self, zh, near=None):
         r, x = self.r, self.r.random()
-        if near and x < 0.4:
+        if near and x < self.near:
             name, what, _ = r.choice(near)
             if what in QUANTITIES and r.random() < 0.6:
                 what = r.choice(list(QUANTITIES))
@@ -325,7 +326,7 @@ class Grammar:
         x = self.r.random()
         if x < 0.42 and facts:
             return self.reading(facts, zh)
-        if x < 0.64:
+        if x < 0.42 + self.missing:
             return self.unknown(facts, zh)
         return self.wish(facts, zh) if x < 0.97 else self.talk(zh)
 

@@ -9,7 +9,7 @@ from corpus import Grammar
 from tokenizer import ASSISTANT, BOS, END, SYSTEM, USER
 
 ROLE = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
-FIRST, ANSWER, OTHER = 1.5, 1.0, 0.05  # weight in the loss: first token of an answer, the rest of it, everything else
+FIRST, DENY, ANSWER, OTHER = 1.5, 3.0, 1.0, 0.05  # weights in the loss: first token of an answer, of a denial (late), the rest, all else
 
 
 class Packer:
@@ -21,7 +21,7 @@ class Packer:
     def encode(self, text):
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def chat(self, document):
+    def chat(self, document, stage=0):
         """-> ids, weights (0 for what is read only), [(start, end, kind)] of the answers"""
         ids, weights, spans = [BOS], [0], []
         for role, text, kind in document:
@@ -29,17 +29,19 @@ class Packer:
             ids += [ROLE[role]] + body
             if role == "assistant":
                 spans.append((len(ids) - len(body), len(ids), kind))
-                weights += [0, FIRST] + [ANSWER] * (len(body) - 1)
+                weights += [0, DENY if stage == 2 and kind == "unknown" else FIRST] + [ANSWER] * (len(body) - 1)
             else:
                 weights += [0] * (len(body) + 1)
         return ids, weights, spans
 
-    def rows(self, seed, count, length, places, hard):
+    def rows(self, seed, count, length, places, stage):
         """`count` rows: tokens [count, length], segments, and for `places` positions each index, target and weight.
 
         Position i is asked for token i + 1. Answers come first, the rest of the places go to random other tokens.
+        Stage 0 lets copying begin, 1 makes names various, 2 turns to what is told apart last: near misses and denials.
         """
-        g, r = Grammar(seed, pieces=self.pieces if hard else None), random.Random(seed)
+        late = {"near": 0.55, "missing": 0.26} if stage == 2 else {}
+        g, r = Grammar(seed, pieces=self.pieces if stage else None, **late), random.Random(seed)
         long = length > 200
         tokens = np.zeros((count, length), np.int16)
         segments = np.full((count, length), -1, np.int16)
@@ -55,9 +57,9 @@ class Packer:
                 else:
                     document = g.document(max_lines=r.choice((2, 4, 6, 8, 8)) if length < 500 else 14,
                                           turns=None if length < 500 or r.random() < 0.3 else r.randint(8, 30))
-                    if hard and any(name in text for _, text, _ in document for name in words.ZH_PLACES_HELD):
+                    if stage and any(name in text for _, text, _ in document for name in words.ZH_PLACES_HELD):
                         continue  # characters drawn one by one can form a name that is held back
-                    new, w, _ = self.chat(document)
+                    new, w, _ = self.chat(document, stage)
                 if not long and not ids and len(new) < 40 and r.random() < 0.3:
                     continue
                 ids, weights, segment, n = ids + new, weights + w, segment + [n] * len(new), n + 1

@@ -19,7 +19,7 @@ from data import Packer
 HERE = Path(__file__).resolve().parent
 SHAPES = {128: (32, 64), 256: (16, 128), 512: (8, 240)}  # row length: rows a step, places a row
 CHUNK = 64  # steps whose rows are made at once
-HARD_FROM = 16  # the chunk from which names are more various and misses nearer; before, copying has to begin
+STAGES = (16, 40)  # the chunks from which the text is harder, see Packer.rows
 CHECK_LENGTH = 128
 
 
@@ -31,7 +31,7 @@ def shape_of(chunk):
 def make_chunk(tokenizer_file, seed, chunk):
     length = shape_of(chunk)
     rows, places = SHAPES[length]
-    return Packer(tokenizer_file).rows(seed * 1_000_003 + chunk, CHUNK * rows, length, places, chunk >= HARD_FROM)
+    return Packer(tokenizer_file).rows(seed * 1_000_003 + chunk, CHUNK * rows, length, places, sum(chunk >= c for c in STAGES))
 
 
 def orthogonalize(g):
