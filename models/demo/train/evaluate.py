@@ -24,9 +24,11 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self.path)
 
 
-def over_socket(path, model):
+def over_socket(path, model, schema):
+    form = {} if schema is None else {"response_format": {"type": "json_schema", "json_schema": {"name": "command", "schema": schema}}}
+
     def ask(messages):
-        body = json.dumps({"model": model, "messages": messages, "temperature": 0, "max_tokens": 64})
+        body = json.dumps({"model": model, "messages": messages, "temperature": 0, "max_tokens": 64, **form})
         c = UnixConnection(path)
         try:
             c.request("POST", "/v1/chat/completions", body.encode(), {"Content-Type": "application/json"})
@@ -57,6 +59,27 @@ def judge(case, text):
     return "wrong"
 
 
+def fault(text, schema):
+    """What is wrong with a command by its schema, as far as command.schema.json goes; None if nothing is."""
+    try:
+        command = json.loads(text)
+    except ValueError:
+        return "no JSON"
+    if not isinstance(command, dict) or not set(schema["required"]) <= set(command) <= set(schema["properties"]):
+        return "wrong keys"
+    device = schema["properties"]["device"]
+    if not isinstance(command["device"], str) or not device["minLength"] <= len(command["device"]) <= device["maxLength"]:
+        return "wrong device"
+    if command["action"] not in schema["properties"]["action"]["enum"]:
+        return "wrong action"
+    number, mode = schema["properties"]["value"]["anyOf"]
+    value = command.get("value", number["minimum"])
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (value in mode["enum"] or is_number and number["minimum"] <= value <= number["maximum"]):
+        return "wrong value"
+    return None
+
+
 def table(rows):
     counts = {}
     for case, _, verdict in rows:
@@ -76,12 +99,16 @@ def main():
     p.add_argument("--model", default="demo")
     p.add_argument("--json", type=Path, help="write every answer and the figures here")
     p.add_argument("--limit", type=int)
+    p.add_argument("--schema", type=Path, help="ask the commands alone, held to this JSON Schema: none may break it")
     p.add_argument("--threads", type=int, default=4)
     a = p.parse_args()
     cases = [json.loads(line) for line in open(a.eval, encoding="utf-8")]
+    schema = json.loads(a.schema.read_text(encoding="utf-8")) if a.schema else None
+    if schema:
+        cases = [case for case in cases if case["kind"] == "command"]
     if a.limit:  # spread over the set, so that every kind is in it
         cases = cases[::max(1, len(cases) // a.limit)][:a.limit]
-    ask = over_socket(a.socket, a.model) if a.socket else directly(a.direct)
+    ask = over_socket(a.socket, a.model, schema) if a.socket else directly(a.direct)
     with concurrent.futures.ThreadPoolExecutor(a.threads if a.socket else 1) as pool:
         texts = list(pool.map(lambda c: ask(c["messages"]), cases))
     rows = [(c, t, judge(c, t)) for c, t in zip(cases, texts)]
@@ -94,6 +121,9 @@ def main():
             failed.append(f"{kind} ({language}): {share[FLOOR[kind][0]]:.1%} right, at least {FLOOR[kind][1]:.0%} wanted")
         if kind in CEILING and share[CEILING[kind][0]] > CEILING[kind][1]:
             failed.append(f"{kind} ({language}): {share[CEILING[kind][0]]:.1%} {CEILING[kind][0]}, at most {CEILING[kind][1]:.0%} wanted")
+    if schema:
+        failed += [f"{c['id']}: {fault(t, schema)}: {t}" for c, t, _ in rows if fault(t, schema)]
+        print(f"valid by {a.schema.name}: {len(rows) - sum(fault(t, schema) is not None for _, t, _ in rows)} of {len(rows)}")
     if a.json:
         figures = {f"{k}/{l}": c for (k, l), c in sorted(counts.items())}
         answers = [{"id": c["id"], "lang": c["lang"], "kind": c["kind"], "expected": c["expected"], "answer": t, "verdict": v} for c, t, v in rows]
