@@ -8,7 +8,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::error::LoadError;
-use super::folder;
+use super::files;
 use super::mapped::Mapped;
 
 /// The manifest's name in the model folder.
@@ -36,7 +36,7 @@ pub(super) fn check(root: &Path) -> Result<(), LoadError> {
     if !path.exists() {
         return Ok(());
     }
-    let text = folder::read_text(&path)?;
+    let text = files::read_text(&path)?;
     let manifest: Manifest = toml::from_str(&text)
         .map_err(|error| LoadError::file(&path, format!("is no manifest: {}", error.message())))?;
     if manifest.file.len() > MAX_FILES {
@@ -52,8 +52,8 @@ pub(super) fn check(root: &Path) -> Result<(), LoadError> {
 }
 
 fn check_entry(root: &Path, manifest: &Path, entry: &Entry) -> Result<(), LoadError> {
-    let file = folder::inside(root, manifest, "file.name", &entry.name)?;
-    let size = folder::plain_file(&file)?;
+    let file = files::inside(root, manifest, "file.name", &entry.name)?;
+    let size = files::plain_file(&file)?;
     if size != entry.bytes {
         let reason = format!("has {size} bytes, {NAME} says {}; fetch it again", entry.bytes);
         return Err(LoadError::file(file, reason));

@@ -8,6 +8,7 @@ mod date;
 mod detokenizer;
 mod elf;
 mod error;
+mod files;
 mod folder;
 mod generation;
 mod grammar;

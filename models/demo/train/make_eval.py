@@ -1,0 +1,39 @@
+"""Makes the evaluation set: single questions about names and values that no training text holds, with the right answers."""
+import argparse
+import json
+from pathlib import Path
+
+from corpus import Grammar
+
+SHARES = {"reading": 400, "unknown": 220, "command": 320, "greeting": 60}  # half of each English, half Chinese
+SEED = 424242
+
+
+def cases(seed=SEED, shares=SHARES):
+    g, left, seen = Grammar(seed, held=True), {(k, l): n // 2 for k, n in shares.items() for l in ("en", "zh")}, set()
+    while any(left.values()):
+        doc = g.document(turns=1)
+        answer, kind = doc[-1][1:]
+        zh = any("\u4e00" <= c <= "\u9fff" for c in "".join(t for _, t, _ in doc[:-1]))
+        language = "zh" if zh else "en"
+        key = tuple(t for _, t, _ in doc)
+        if not left[kind, language] or key in seen:
+            continue
+        left[kind, language] -= 1
+        seen.add(key)
+        yield {"lang": language, "kind": kind, "messages": [{"role": r, "content": t} for r, t, _ in doc[:-1]], "expected": answer}
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("out", type=Path, nargs="?", default=Path(__file__).resolve().parent.parent / "eval.jsonl")
+    a = p.parse_args()
+    rows = list(cases())
+    with open(a.out, "w", encoding="utf-8") as f:
+        for i, row in enumerate(rows):
+            f.write(json.dumps({"id": f"eval-{i:04}"} | row, ensure_ascii=False) + "\n")
+    print(f"{len(rows)} cases in {a.out}")
+
+
+if __name__ == "__main__":
+    main()

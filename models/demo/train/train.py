@@ -1,0 +1,187 @@
+"""Trains the demo model with JAX (CPU or GPU): Muon for the matrices, Adam for the rest; resumes from its checkpoint."""
+import argparse
+import collections
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import model
+import tokenizer
+from data import Packer
+
+HERE = Path(__file__).resolve().parent
+SHAPES = {128: (32, 64), 256: (16, 128), 512: (8, 240)}  # row length: rows a step, places a row
+CHUNK = 64  # steps whose rows are made at once
+STAGES = (16, 40)  # the chunks from which the text is harder, see Packer.rows
+CHECK_LENGTH = 128
+
+
+def shape_of(chunk):
+    """Mostly short rows, which are cheapest; a few long ones, so that all 512 positions are known."""
+    return 512 if chunk % 16 == 15 else 256 if chunk % 4 == 2 else 128
+
+
+def make_chunk(tokenizer_file, seed, chunk):
+    length = shape_of(chunk)
+    rows, places = SHAPES[length]
+    return Packer(tokenizer_file).rows(seed * 1_000_003 + chunk, CHUNK * rows, length, places, sum(chunk >= c for c in STAGES))
+
+
+def orthogonalize(g):
+    """Newton-Schulz iteration: the nearest matrix with equal singular values, about."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = g.shape[0] > g.shape[1]
+    x = (g.T if tall else g)
+    x = x / (jnp.linalg.norm(x) + 1e-7)
+    for _ in range(5):
+        s = x @ x.T
+        x = a * x + (b * s + c * s @ s) @ x
+    return x.T if tall else x
+
+
+def update(params, grads, state, step, lr):
+    new, moved = {}, {}
+    norm = jnp.sqrt(sum(jnp.sum(g * g) for g in grads.values()))
+    clip = jnp.minimum(1.0, 1.0 / (norm + 1e-6))
+    for name, p in params.items():
+        g = grads[name] * clip
+        if name.split(".")[-1] in model.MATRICES:
+            m = 0.95 * state[name][0] + g
+            moved[name] = (m,)
+            direction = orthogonalize(g + 0.95 * m) * 0.2 * max(p.shape) ** 0.5
+            new[name] = p * (1 - 0.02 * lr * 0.5) - lr * direction
+        else:
+            m, v = state[name]
+            m, v = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g * g
+            moved[name] = (m, v)
+            t = step + 1
+            new[name] = p - lr * (0.5 if name == "embed" else 0.3) * (m / (1 - 0.9 ** t)) / (jnp.sqrt(v / (1 - 0.98 ** t)) + 1e-8)
+    return new, moved, norm
+
+
+def loss_of(cfg, params, batch, dtype):
+    tokens, segments, index, target, weight = batch
+    hidden = model.forward(cfg, params, tokens.astype(jnp.int32), segments, dtype)
+    hidden = jnp.take_along_axis(hidden, index.astype(jnp.int32)[:, :, None], 1)
+    logits = model.logits_at(params, hidden, dtype)
+    picked = jnp.take_along_axis(logits, target.astype(jnp.int32)[:, :, None], -1)[..., 0]
+    return jnp.sum((jax.nn.logsumexp(logits, -1) - picked) * weight) / jnp.sum(weight)
+
+
+def rate(a, step):
+    """Warm up, stay, then fall linearly to zero from --decay-from over --decay-steps."""
+    lr = a.lr * min(1.0, (step + 1) / 100)
+    if a.decay_from is not None and step >= a.decay_from:
+        lr *= max(0.0, 1 - (step - a.decay_from) / a.decay_steps)
+    return lr
+
+
+def save(path, params, state, step, seconds, tokens):
+    flat = {f"p/{k}": np.asarray(v) for k, v in params.items()}
+    flat |= {f"s{i}/{k}": np.asarray(x) for k, v in state.items() for i, x in enumerate(v)}
+    tmp = path.with_suffix(".tmp.npz")
+    np.savez(tmp, step=step, seconds=seconds, tokens=tokens, **flat)
+    os.replace(tmp, path)
+
+
+def load(path):
+    z = np.load(path)
+    params = {k[2:]: jnp.asarray(z[k]) for k in z.files if k.startswith("p/")}
+    state = {k: tuple(jnp.asarray(z[f"s{i}/{k}"]) for i in range(2) if f"s{i}/{k}" in z.files) for k in params}
+    return params, state, int(z["step"]), float(z["seconds"]), int(z["tokens"])
+
+
+def check(predict, params, sets):
+    """Share of answers of which every token is the likeliest: just what greedy generation would get right."""
+    out = {}
+    for label, (tokens, segments, spans) in sets.items():
+        right, first = collections.defaultdict(list), []
+        got = np.concatenate([np.asarray(predict(params, tokens[i:i + 32], segments[i:i + 32])) for i in range(0, len(tokens), 32)])
+        for row, start, end, kind, language in spans:
+            right[kind, language].append(bool((got[row, start - 1:end - 1] == tokens[row, start:end]).all()))
+        out[label] = {f"{k}/{l}": round(float(np.mean(v)), 3) for (k, l), v in sorted(right.items())}
+    return out
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--run", type=Path, default=HERE.parent / "run")
+    p.add_argument("--seed", type=int, default=20)
+    p.add_argument("--steps", type=int, default=10 ** 9, help="stop after this step")
+    p.add_argument("--decay-from", type=int)
+    p.add_argument("--decay-steps", type=int, default=2000)
+    p.add_argument("--lr", type=float, default=0.008)
+    p.add_argument("--check-every", type=int, default=300)
+    p.add_argument("--save-every", type=int, default=200)
+    p.add_argument("--plain-start", action="store_true", help="ordinary random starting weights")
+    p.add_argument("--float32", action="store_true", help="multiply in float32 instead of bfloat16")
+    a = p.parse_args()
+    a.run.mkdir(parents=True, exist_ok=True)
+    tokenizer.write(a.run / "tok")
+    words = a.run / "tok" / "tokenizer.json"
+    packer = Packer(words)
+    cfg = dict(model.SIZES, vocab=packer.tokenizer.get_vocab_size())
+    dtype = jnp.float32 if a.float32 else jnp.bfloat16
+    point = a.run / "checkpoint.npz"
+    if point.exists():
+        params, state, step, seconds, seen = load(point)
+    else:
+        params = model.init(cfg, a.seed, not a.plain_start)
+        state = {k: (jnp.zeros_like(v),) if k.split(".")[-1] in model.MATRICES else (jnp.zeros_like(v),) * 2 for k, v in params.items()}
+        step, seconds, seen = 0, 0.0, 0
+
+    @jax.jit
+    def train_step(params, state, batch, step, lr):
+        loss, grads = jax.value_and_grad(lambda q: loss_of(cfg, q, batch, dtype))(params)
+        params, state, norm = update(params, grads, state, step, lr)
+        return params, state, loss, norm
+
+    @jax.jit
+    def predict(params, tokens, segments):
+        return jnp.argmax(model.logits_at(params, model.forward(cfg, params, tokens.astype(jnp.int32), segments, dtype), dtype), -1)
+
+    sets = {"unseen": packer.check_set(991, 320, CHECK_LENGTH, True), "seen": packer.check_set(992, 96, CHECK_LENGTH, False)}
+    log = open(a.run / "log.jsonl", "a", buffering=1)
+
+    def note(**what):
+        line = json.dumps(what, ensure_ascii=False)
+        print(line, flush=True)
+        log.write(line + "\n")
+
+    note(start=step, parameters=sum(int(v.size) for v in params.values()), args={k: str(v) for k, v in vars(a).items()})
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        chunk = step // CHUNK
+        ahead = pool.submit(make_chunk, words, a.seed, chunk)
+        losses, clock, last = [], time.time(), time.time()
+        while step < a.steps:
+            rows = ahead.result()
+            ahead = pool.submit(make_chunk, words, a.seed, chunk + 1)
+            per = SHAPES[shape_of(chunk)][0]
+            while step < min(a.steps, (chunk + 1) * CHUNK):
+                i = (step % CHUNK) * per
+                batch = tuple(x[i:i + per] for x in rows)
+                params, state, loss, norm = train_step(params, state, batch, step, rate(a, step))
+                losses.append(float(loss))
+                seen += batch[0].size
+                step += 1
+                if step % 100 == 0:
+                    now = time.time()
+                    seconds, last = seconds + now - last, now
+                    note(step=step, loss=round(float(np.mean(losses)), 4), norm=round(float(norm), 2), tokens=seen, seconds=round(seconds), lr=rate(a, step))
+                    losses = []
+                if step % a.save_every == 0 or step == a.steps:
+                    save(point, params, state, step, seconds, seen)
+                if step % a.check_every == 0 or step == a.steps:
+                    note(step=step, minutes=round((time.time() - clock) / 60, 1), **check(predict, params, sets))
+            chunk += 1
+
+
+if __name__ == "__main__":
+    main()
