@@ -4,6 +4,7 @@
 #   make build   target/release/promptd and the libonnxruntime it needs
 #   make test    every test
 #   make check   formatting, lints, documentation, licences and sources of dependencies
+#   make install   as root, after make build: program, library, demo model, unit; DESTDIR is honoured
 #   make eval-demo   the figures of models/demo/README.md, measured through promptd
 
 CARGO ?= cargo
@@ -11,13 +12,23 @@ PYTHON ?= python3
 # Where Cargo builds; the library lies beside the binaries, where they look for it.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo build test check eval-demo runtime broker clean help
+.PHONY: demo build install test check eval-demo runtime broker clean help
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
 build: runtime
 	$(CARGO) build --release --locked
+
+# What is already in /etc stays as it is.
+install:
+	@test -x $(TARGET)/release/promptd || { echo "there is no $(TARGET)/release/promptd: run \`make build\` first, without sudo"; exit 1; }
+	install -D -m 755 -t $(DESTDIR)/usr/bin $(TARGET)/release/promptd
+	install -D -m 644 -t $(DESTDIR)/usr/lib/promptd $(TARGET)/onnxruntime/libonnxruntime.so.*
+	install -D -m 644 -t $(DESTDIR)/usr/share/promptd/models/demo $$(find models/demo -maxdepth 1 -type f)
+	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/system systemd/promptd.service
+	install -D -m 644 systemd/promptd.sysusers $(DESTDIR)/usr/lib/sysusers.d/promptd.conf
+	test -e $(DESTDIR)/etc/promptd/promptd.toml || install -D -m 644 -t $(DESTDIR)/etc/promptd systemd/promptd.toml
 
 runtime:
 	@$(PYTHON) cross/fetch-onnxruntime.py $(TARGET)/onnxruntime
