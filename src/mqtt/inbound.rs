@@ -83,10 +83,11 @@ impl Door {
             Known::Answered { answer, ok } => return self.finish_now(&arrival, answer, ok, now),
             Known::New => {}
         }
-        let form = read.as_ref().map_or(Form::default(), |asked| Form {
-            format: asked.format,
-            max_bytes: asked.max_bytes,
-        });
+        let (format, max_bytes) = match &read {
+            Ok(asked) => (asked.format, asked.max_bytes),
+            Err(error) => (error.format, error.max_bytes),
+        };
+        let form = Form { format, max_bytes };
         let asked = match (unusable, &read) {
             (Some(refusal), _) => return self.refuse(&arrival, form, &refusal, now),
             (None, Err(error)) => return self.refuse(&arrival, form, &error.refusal, now),

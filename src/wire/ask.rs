@@ -96,16 +96,21 @@ fn read(
     let id = if kind == Kind::Ask { id(&fields, context) } else { Ok(None) };
     let reply_to = if kind == Kind::Ask { reply_to(&fields, context) } else { Ok(None) };
     let way_back = (id.as_ref().ok().cloned().flatten(), reply_to.as_ref().ok().cloned().flatten());
+    let (format, max_bytes) = (format(&fields), max_bytes(&fields));
+    let form =
+        (format.as_ref().copied().unwrap_or_default(), max_bytes.as_ref().ok().copied().flatten());
     let asked = || -> Result<Asked, Refusal> {
         refuse_not_done(&fields, kind)?;
         let (id, reply_to) = (id?, reply_to?);
         let asked = read_checked(&fields, kind, profile, context)?;
-        Ok(Asked { id, reply_to, ..asked })
+        Ok(Asked { id, reply_to, format: format?, max_bytes: max_bytes?, ..asked })
     };
     asked().map_err(|refusal| AskError {
         refusal: Box::new(refusal),
         id: way_back.0,
         reply_to: way_back.1,
+        format: form.0,
+        max_bytes: form.1,
     })
 }
 
@@ -137,15 +142,6 @@ fn read_checked(
             options.boolean("include_usage")?.unwrap_or(false)
         }
     };
-    // Smaller parts than this have no room for their own numbers; a larger packet MQTT does not have.
-    let max_bytes = fields.integer("max_bytes", &(64..=268_435_455))?;
-    let format = match fields.string("format")? {
-        None | Some("json") => AnswerFormat::Json,
-        Some("text") => AnswerFormat::Text,
-        Some(other) => {
-            return Err(fields.wrong("format", "\"json\" or \"text\"", &Value::from(other)));
-        }
-    };
     let request = Request { input, sampling, max_tokens, stop, constraint };
     Ok(Asked {
         submission: Submission { request, identity: context.identity.clone(), priority, timeout },
@@ -153,8 +149,8 @@ fn read_checked(
         stream: fields.boolean("stream")?.unwrap_or(false),
         include_usage,
         profile: named.map(str::to_owned),
-        format,
-        max_bytes: max_bytes.and_then(|bytes| usize::try_from(bytes).ok()),
+        format: AnswerFormat::default(),
+        max_bytes: None,
         reply_to: None,
         echo_model: fields.string("model")?.map(str::to_owned),
     })
@@ -181,6 +177,20 @@ fn reply_to(fields: &Fields<'_>, context: &Context<'_>) -> Result<Option<String>
         return Err(Refusal::bad_request(message).with_param("reply_to"));
     }
     Ok(Some(topic.to_owned()))
+}
+
+fn format(fields: &Fields<'_>) -> Result<AnswerFormat, Refusal> {
+    match fields.string("format")? {
+        None | Some("json") => Ok(AnswerFormat::Json),
+        Some("text") => Ok(AnswerFormat::Text),
+        Some(other) => Err(fields.wrong("format", "\"json\" or \"text\"", &Value::from(other))),
+    }
+}
+
+fn max_bytes(fields: &Fields<'_>) -> Result<Option<usize>, Refusal> {
+    // Smaller parts than this have no room for their own numbers; a larger packet MQTT does not have.
+    let bytes = fields.integer("max_bytes", &(64..=268_435_455))?;
+    Ok(bytes.and_then(|bytes| usize::try_from(bytes).ok()))
 }
 
 fn profile_name<'a>(

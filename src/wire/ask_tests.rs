@@ -177,6 +177,17 @@ fn the_id_comes_back_with_a_refusal() {
 }
 
 #[test]
+fn a_refusal_knows_the_form_that_the_asker_reads() {
+    let form = |fields: &str| {
+        let error = ask(&format!(r#"{{"prompt":"x","profile":"nope",{fields}}}"#)).unwrap_err();
+        (error.format, error.max_bytes)
+    };
+    assert_eq!(form(r#""format":"text","max_bytes":64"#), (AnswerFormat::Text, Some(64)));
+    assert_eq!(form(r#""format":"xml","max_bytes":128"#), (AnswerFormat::Json, Some(128)));
+    assert_eq!(form(r#""format":"text","max_bytes":1"#), (AnswerFormat::Text, None));
+}
+
+#[test]
 fn wrong_types_and_ranges_name_the_field() {
     let big = || json!(9_223_372_036_854_775_808_u64);
     let odd = || vec![json!("1"), json!([1]), json!({}), json!(true), json!(1e308), json!(-1)];

@@ -105,7 +105,8 @@ pub enum AnswerFormat {
     Text,
 }
 
-/// A request that could not be read, with what could be read of it, so that the refusal finds its way back.
+/// A request that could not be read, with what could be read of it, so that the refusal finds its way back in a form that
+/// the asker can read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AskError {
     /// What was wrong.
@@ -114,6 +115,10 @@ pub struct AskError {
     pub id: Option<String>,
     /// The MQTT topic the asker wants the answer on.
     pub reply_to: Option<String>,
+    /// Whether the asker reads JSON or only text.
+    pub format: AnswerFormat,
+    /// The most bytes one message may have.
+    pub max_bytes: Option<usize>,
 }
 
 impl std::fmt::Display for AskError {
@@ -130,6 +135,12 @@ impl std::error::Error for AskError {
 
 impl From<Refusal> for AskError {
     fn from(refusal: Refusal) -> Self {
-        AskError { refusal: Box::new(refusal), id: None, reply_to: None }
+        AskError {
+            refusal: Box::new(refusal),
+            id: None,
+            reply_to: None,
+            format: AnswerFormat::default(),
+            max_bytes: None,
+        }
     }
 }

@@ -241,6 +241,9 @@ async fn refusals_find_their_way_back() {
     me.ask("promptd/n/ask", r#"{"id":"i","prompt":"hi","temperature":9}"#).await;
     let message = me.next().await;
     assert_eq!((topic(&message), &json(&message)["id"]), ("promptd/n/answer/i", &json!("i")));
+    // In the form that the asker reads, although the request could not be read.
+    me.ask("promptd/n/ask", r#"{"id":"i","prompt":"hi","temperature":9,"format":"text"}"#).await;
+    assert_eq!(me.next().await.payload, "!bad_request");
     // The scheduler's refusals as well.
     me.ask("promptd/n/ask", r#"{"id":"j","prompt":"hi","format":"text"}"#).await;
     let busy = Refusal::new(Code::Busy, "full").with_retry_after(Duration::from_secs(4));
