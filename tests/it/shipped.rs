@@ -1,4 +1,4 @@
-//! The files that ship beside the program: the example configuration, the unit, the model's manifest.
+//! The files that ship beside the program: the example configurations, the unit, the model's manifest.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -41,6 +41,21 @@ fn every_line_of_the_example_that_is_commented_out_is_right_too() {
     );
     assert_eq!(settings.limits.payload_bytes, settings::Limits::default().payload_bytes);
     assert_eq!(settings.shutdown.grace_seconds, settings::Shutdown::default().grace_seconds);
+}
+
+#[test]
+fn the_configuration_in_the_readme_is_right() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, rest) = readme.split_once("```toml\n").unwrap();
+    let (toml, _) = rest.split_once("```").unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), toml).unwrap();
+    let settings = settings::load(file.path(), &HashMap::new()).unwrap();
+    // The recipes below it ask these.
+    assert_eq!(settings.mqtt.unwrap().node.as_deref(), Some("kitchen"));
+    assert!(settings.profiles["house"].system.is_some());
+    let schema = settings.profiles["commands"].schema.as_deref().unwrap();
+    serde_json::from_str::<serde_json::Value>(schema).unwrap();
 }
 
 #[test]
