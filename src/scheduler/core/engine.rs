@@ -16,11 +16,13 @@ impl Core {
             EngineEvent::Started { pid, .. } => self.engine_started(pid, now),
             EngineEvent::Frame(frame) => self.frame(frame, now),
             EngineEvent::Died { report, restart_in } => {
+                let restart_in_ms =
+                    restart_in.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
                 // An engine that said why it cannot load the model ends as it should.
                 if self.engine.failed.is_none() {
-                    tracing::warn!(running = self.running.len(), ?restart_in, "{report}");
+                    tracing::warn!(running = self.running.len(), restart_in_ms, "{report}");
                 } else {
-                    tracing::debug!(?restart_in, "{report}");
+                    tracing::debug!(restart_in_ms, "{report}");
                 }
                 self.engine_died(&report.to_string(), restart_in, now);
             }

@@ -51,9 +51,9 @@ impl Core {
         match self.rates.clearly_misses(load, checked.prompt_tokens, left) {
             None => Ok(()),
             Some(begins) => {
-                let (begins_s, left_s) = (begins.as_secs_f64(), left.as_secs_f64());
+                let (begins_ms, left_ms) = (begins.as_millis(), left.as_millis());
                 let message = format!(
-                    "the answer would begin in about {begins_s:.1} s, and its deadline is in {left_s:.1} s; ask again \
+                    "the answer would begin in about {begins_ms} ms, and its deadline is in {left_ms} ms; ask again \
                      later, or allow more time"
                 );
                 Err(Refusal::new(Code::WouldMissDeadline, message)
