@@ -102,10 +102,13 @@ class Grammar:
 
     `pieces` (letter tokens) makes it harder: names put together from any of them, and more names that nearly match.
     `near` and `missing` are the shares of lines that resemble an earlier one and of questions without an answer.
+    `double` is the share of questions asked on purpose about a line with a near double, `zh` that of Chinese,
+    `read` that of questions with an answer.
     """
 
-    def __init__(self, seed, held=False, pieces=None, near=0.4, missing=0.22):
+    def __init__(self, seed, held=False, pieces=None, near=0.4, missing=0.22, double=0.0, zh=0.5, read=0.42):
         self.r, self.held, self.pieces, self.near, self.missing = random.Random(seed), held, pieces, near, missing
+        self.double, self.zh, self.read = double, zh, read
 
     # ---- names and values
     def pseudo(self):
@@ -187,7 +190,7 @@ class Grammar:
         """A different name that shares a part with this one, so that a near miss is not taken for a hit."""
         r = self.r
         if zh:
-            if self.pieces and r.random() < 0.5:
+            if self.pieces and r.random() < (0.7 if self.double else 0.5):
                 if name[0] in "东西南北大小新旧" and len(name) > 2 and r.random() < 0.5:
                     return name[1:]
                 return r.choice("东西南北大小新旧") + name
@@ -280,6 +283,9 @@ class Grammar:
     # ---- turns: (kind, question, answer)
     def reading(self, facts, zh):
         f = self.r.choice(facts)
+        if self.double and self.r.random() < self.double:
+            doubles = [f for f in facts if any(f[1] == g[1] and f[2] != g[2] and (f[0] in g[0] or g[0] in f[0]) for g in facts if g is not f)]
+            f = self.r.choice(doubles or facts)
         return "reading", self.question(f, zh), self.answer(f, zh)
 
     def unknown(self, facts, zh):
@@ -324,9 +330,9 @@ class Grammar:
 
     def turn(self, facts, zh):
         x = self.r.random()
-        if x < 0.42 and facts:
+        if x < self.read and facts:
             return self.reading(facts, zh)
-        if x < 0.42 + self.missing:
+        if x < self.read + self.missing:
             return self.unknown(facts, zh)
         return self.wish(facts, zh) if x < 0.97 else self.talk(zh)
 
@@ -339,7 +345,7 @@ class Grammar:
     def document(self, max_lines=8, turns=None):
         """A chat as a list of (role, text, kind of answer)."""
         r = self.r
-        zh = r.random() < 0.5
+        zh = r.random() < self.zh
         n = 0 if r.random() < 0.06 else r.randint(1, max_lines)
         facts = self.context(zh, n)
         turns = turns or (1 if r.random() < 0.3 else r.randint(2, 9))

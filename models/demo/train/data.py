@@ -10,6 +10,7 @@ from tokenizer import ASSISTANT, BOS, END, SYSTEM, USER
 
 ROLE = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 FIRST, DENY, ANSWER, OTHER = 1.5, 3.0, 1.0, 0.05  # weights in the loss: first token of an answer, of a denial (late), the rest, all else
+LAST_OTHER = 0.004  # at last names and values in the context, which nobody can guess, are only noise
 
 
 class Packer:
@@ -29,7 +30,7 @@ class Packer:
             ids += [ROLE[role]] + body
             if role == "assistant":
                 spans.append((len(ids) - len(body), len(ids), kind))
-                weights += [0, DENY if stage == 2 and kind == "unknown" else FIRST] + [ANSWER] * (len(body) - 1)
+                weights += [0, DENY if stage >= 2 and kind == "unknown" else FIRST] + [ANSWER] * (len(body) - 1)
             else:
                 weights += [0] * (len(body) + 1)
         return ids, weights, spans
@@ -38,9 +39,13 @@ class Packer:
         """`count` rows: tokens [count, length], segments, and for `places` positions each index, target and weight.
 
         Position i is asked for token i + 1. Answers come first, the rest of the places go to random other tokens.
-        Stage 0 lets copying begin, 1 makes names various, 2 turns to what is told apart last: near misses and denials.
+        Stage 0 lets copying begin, 1 makes names various, 2 turns to what is told apart last: near misses and denials, 3 to telling near doubles apart,
+        4 to wishes as well.
         """
-        late = {"near": 0.55, "missing": 0.26} if stage == 2 else {}
+        late = {"near": 0.55, "missing": 0.26} if stage >= 2 else {}
+        if stage >= 3:
+            late |= {"double": 0.6, "zh": 0.56} if stage == 3 else {"double": 0.6, "read": 0.37}
+        other = LAST_OTHER if stage >= 3 else OTHER
         g, r = Grammar(seed, pieces=self.pieces if stage else None, **late), random.Random(seed)
         long = length > 200
         tokens = np.zeros((count, length), np.int16)
@@ -73,7 +78,7 @@ class Packer:
             at = asked + more
             index[row, :len(at)] = at
             target[row, :len(at)] = [ids[i + 1] for i in at]
-            weight[row, :len(at)] = [weights[i + 1] or OTHER for i in at]
+            weight[row, :len(at)] = [weights[i + 1] or other for i in at]
         return tokens, segments, index, target, weight
 
     def check_set(self, seed, count, length, held):

@@ -83,8 +83,11 @@ def fault(text, schema):
 def table(rows):
     counts = {}
     for case, _, verdict in rows:
-        for language in (case["lang"], "all"):
-            c = counts.setdefault((case["kind"], language), {"cases": 0, "right": 0, "made up": 0, "wrongly unknown": 0, "wrong": 0})
+        keys = [(case["kind"], language) for language in (case["lang"], "all")]
+        if "near" in case:  # readings apart by whether the context has a second line easily taken for the asked one
+            keys += [("- double" if case["near"] else "- plain", language) for language in (case["lang"], "all")]
+        for key in keys:
+            c = counts.setdefault(key, {"cases": 0, "right": 0, "made up": 0, "wrongly unknown": 0, "wrong": 0})
             c["cases"] += 1
             c[verdict] += 1
     return counts
@@ -114,7 +117,8 @@ def main():
     rows = [(c, t, judge(c, t)) for c, t in zip(cases, texts)]
     counts, failed = table(rows), []
     print(f"{'kind':10} {'language':8} {'cases':>6} {'right':>8} {'made up':>8} {'wrongly unknown':>16} {'otherwise wrong':>16}")
-    for (kind, language), c in sorted(counts.items()):
+    order = ["reading", "- plain", "- double", "unknown", "command", "greeting"]
+    for (kind, language), c in sorted(counts.items(), key=lambda kv: (order.index(kv[0][0]), kv[0][1])):
         share = {k: c[k] / c["cases"] for k in ("right", "made up", "wrongly unknown", "wrong")}
         print(f"{kind:10} {language:8} {c['cases']:6} {share['right']:8.1%} {share['made up']:8.1%} {share['wrongly unknown']:16.1%} {share['wrong']:16.1%}")
         if kind in FLOOR and share[FLOOR[kind][0]] < FLOOR[kind][1]:
@@ -122,8 +126,9 @@ def main():
         if kind in CEILING and share[CEILING[kind][0]] > CEILING[kind][1]:
             failed.append(f"{kind} ({language}): {share[CEILING[kind][0]]:.1%} {CEILING[kind][0]}, at most {CEILING[kind][1]:.0%} wanted")
     if schema:
-        failed += [f"{c['id']}: {fault(t, schema)}: {t}" for c, t, _ in rows if fault(t, schema)]
-        print(f"valid by {a.schema.name}: {len(rows) - sum(fault(t, schema) is not None for _, t, _ in rows)} of {len(rows)}")
+        broken = [f"{c['id']} is not valid by the schema ({fault(t, schema)}): {t}" for c, t, _ in rows if fault(t, schema)]
+        failed += broken
+        print(f"valid by {a.schema.name}: {len(rows) - len(broken)} of {len(rows)}")
     if a.json:
         figures = {f"{k}/{l}": c for (k, l), c in sorted(counts.items())}
         answers = [{"id": c["id"], "lang": c["lang"], "kind": c["kind"], "expected": c["expected"], "answer": t, "verdict": v} for c, t, v in rows]

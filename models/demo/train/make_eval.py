@@ -3,10 +3,23 @@ import argparse
 import json
 from pathlib import Path
 
-from corpus import Grammar
+from corpus import QUANTITIES, Grammar
 
 SHARES = {"reading": 400, "unknown": 220, "command": 320, "greeting": 60}  # half of each English, half Chinese
 SEED = 424242
+
+
+def near_double(messages, expected, zh):
+    """Whether another line of the context has the same quantity (or is a state too) and a name that contains the asked one or is part of it."""
+    lines = []
+    for text in "\n".join(m["content"] for m in messages).split("\n"):
+        key, mark, value = text.partition("：" if zh else ": ")
+        words = {what: q[5] if zh else " " + q[4] for what, q in QUANTITIES.items()}
+        what = next((w for w, end in words.items() if key.endswith(end)), "switch")
+        if mark and value:
+            lines.append((key.removesuffix(words.get(what, "")), what, value))
+    asked = next(f for f in lines if Grammar.answer(f, zh) == expected)
+    return any(f[1] == asked[1] and (f[0] in asked[0] or asked[0] in f[0]) for f in lines if f is not asked)
 
 
 def cases(seed=SEED, shares=SHARES):
@@ -21,7 +34,10 @@ def cases(seed=SEED, shares=SHARES):
             continue
         left[kind, language] -= 1
         seen.add(key)
-        yield {"lang": language, "kind": kind, "messages": [{"role": r, "content": t} for r, t, _ in doc[:-1]], "expected": answer}
+        row = {"lang": language, "kind": kind, "messages": [{"role": r, "content": t} for r, t, _ in doc[:-1]], "expected": answer}
+        if kind == "reading":
+            row["near"] = near_double(row["messages"], answer, zh)
+        yield row
 
 
 def main():

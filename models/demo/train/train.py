@@ -19,7 +19,7 @@ from data import Packer
 HERE = Path(__file__).resolve().parent
 SHAPES = {128: (32, 64), 256: (16, 128), 512: (8, 240)}  # row length: rows a step, places a row
 CHUNK = 64  # steps whose rows are made at once
-STAGES = (16, 40)  # the chunks from which the text is harder, see Packer.rows
+STAGES = (16, 40, 72, 80)  # the chunks from which the text is harder, see Packer.rows
 CHECK_LENGTH = 128
 
 
@@ -91,10 +91,17 @@ def save(path, params, state, step, seconds, tokens):
     os.replace(tmp, path)
 
 
+def rest(params):
+    """The optimizer's state before the first step."""
+    return {k: (jnp.zeros(v.shape),) * (1 if k.split(".")[-1] in model.MATRICES else 2) for k, v in params.items()}
+
+
 def load(path):
+    """A checkpoint; one that holds weights alone is continued with the optimizer at rest."""
     z = np.load(path)
     params = {k[2:]: jnp.asarray(z[k]) for k in z.files if k.startswith("p/")}
-    state = {k: tuple(jnp.asarray(z[f"s{i}/{k}"]) for i in range(2) if f"s{i}/{k}" in z.files) for k in params}
+    state = {k: tuple(jnp.asarray(z[f"s{i}/{k}"]) if f"s{i}/{k}" in z.files else s for i, s in enumerate(v)) for k, v in rest(params).items()}
+    params = {k: v.astype(jnp.float32) for k, v in params.items()}
     return params, state, int(z["step"]), float(z["seconds"]), int(z["tokens"])
 
 
@@ -134,8 +141,7 @@ def main():
         params, state, step, seconds, seen = load(point)
     else:
         params = model.init(cfg, a.seed, not a.plain_start)
-        state = {k: (jnp.zeros_like(v),) if k.split(".")[-1] in model.MATRICES else (jnp.zeros_like(v),) * 2 for k, v in params.items()}
-        step, seconds, seen = 0, 0.0, 0
+        state, step, seconds, seen = rest(params), 0, 0.0, 0
 
     @jax.jit
     def train_step(params, state, batch, step, lr):
