@@ -105,11 +105,15 @@ impl Service {
         self.child.id()
     }
 
-    /// Its engine's process id: its only child.
+    /// Its engine's process id: its only child, as soon as that is an engine. Before its `exec` the child is still a copy
+    /// of the service, which waits for it.
     pub(crate) fn engine_pid(&self) -> Option<u32> {
         let pid = self.pid();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-        children.split_whitespace().next()?.parse().ok()
+        let child = children.split_whitespace().next()?;
+        let command_line = std::fs::read(format!("/proc/{child}/cmdline")).ok()?;
+        let is_engine = command_line.split(|byte| *byte == 0).nth(1) == Some(b"engine");
+        child.parse().ok().filter(|_| is_engine)
     }
 
     /// `/health/ready` as JSON, whatever its status.
