@@ -50,9 +50,9 @@ check:
 	else echo "cargo-deny is not installed (cargo install cargo-deny --locked): licences not checked"; fi
 
 eval-demo: build
-	$(PYTHON) tests/with_promptd.py --promptd $(TARGET)/release/promptd -- $(PYTHON) models/demo/train/evaluate.py --socket {socket}
 	$(PYTHON) tests/with_promptd.py --promptd $(TARGET)/release/promptd -- \
 		$(PYTHON) models/demo/train/evaluate.py --socket {socket} --schema models/demo/command.schema.json
+	$(PYTHON) tests/with_promptd.py --promptd $(TARGET)/release/promptd -- $(PYTHON) models/demo/train/evaluate.py --socket {socket}
 
 clean:
 	$(CARGO) clean
