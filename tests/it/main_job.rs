@@ -101,20 +101,27 @@ async fn a_stream_over_mqtt_is_the_answer_in_order() {
     drop(service);
 }
 
+/// promptd whose engine was stopped before it had loaded anything: there is all the time in the world to look.
+fn start_with_a_stopped_engine(plan: &Plan) -> (Service, u32, http::Answer) {
+    // A machine may be quicker than the test; not ten times in a row.
+    for _ in 0..10 {
+        let service = Service::start(plan);
+        let engine = wait_for("the engine", || service.engine_pid());
+        signal(engine, "STOP");
+        wait_for("the door", || http::try_get(&service.socket(), "/health/live"));
+        let ready = http::get(&service.socket(), "/health/ready");
+        if ready.status != 200 {
+            return (service, engine, ready);
+        }
+        signal(engine, "CONT");
+    }
+    panic!("the engine was never caught while it loaded");
+}
+
 #[tokio::test]
 async fn both_doors_say_loading_until_the_model_answers() {
     let Some(broker) = Broker::start("") else { return };
-    let service = Service::start(&plan(broker.port));
-    // An engine that is stopped does not come to load anything: there is all the time in the world to look.
-    let engine = wait_for("the engine", || service.engine_pid());
-    signal(engine, "STOP");
-    wait_for("the door", || http::try_get(&service.socket(), "/health/live"));
-    let ready = http::get(&service.socket(), "/health/ready");
-    if ready.status == 200 {
-        // The machine was quicker than the test: it has nothing to see.
-        signal(engine, "CONT");
-        return;
-    }
+    let (service, engine, ready) = start_with_a_stopped_engine(&plan(broker.port));
     assert_eq!(
         (ready.status, ready.json()["state"].as_str()),
         (503, Some("loading")),
