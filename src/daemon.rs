@@ -212,6 +212,7 @@ async fn watch_over(
     mut status: watch::Receiver<Status>,
     signals: &mut Signals,
 ) {
+    // Without a watchdog nobody listens: any long time will do.
     let beat = manager.watchdog_interval().unwrap_or(Duration::from_secs(3600));
     let mut beats = tokio::time::interval(beat);
     let mut said = State::default();

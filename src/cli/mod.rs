@@ -52,6 +52,18 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// An error and its causes, on one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
+}
+
 /// The environment as it is now, without what is no text: no setting of ours is.
 fn environment() -> Environment {
     let text = |(name, value): (OsString, OsString)| {

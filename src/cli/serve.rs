@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::args::{Engine, Serve};
-use super::exit;
+use super::{exit, with_causes};
 use crate::engine::adapter;
 use crate::settings::{Environment, Log, LogFormat};
 use crate::{daemon, settings, telemetry};
@@ -51,16 +51,8 @@ fn is_journal(environment: &Environment) -> bool {
     environment.contains_key("JOURNAL_STREAM")
 }
 
-/// An error and its causes, on one line.
 fn fail(error: &dyn Error, code: u8) -> ExitCode {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    complain(&line, code)
+    complain(&with_causes(error), code)
 }
 
 #[expect(

@@ -55,15 +55,8 @@ impl World<'_> {
 
     /// Writes an error and its causes on one line.
     pub(super) fn complain(&mut self, error: &dyn std::error::Error) {
-        let mut line = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            line.push_str(": ");
-            line.push_str(&error.to_string());
-            cause = error.source();
-        }
         // Whoever closed standard error does not want to know.
-        let _ = writeln!(self.errors, "promptd: {}", clean(&line));
+        let _ = writeln!(self.errors, "promptd: {}", clean(&super::with_causes(error)));
     }
 }
 
