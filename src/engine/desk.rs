@@ -158,6 +158,7 @@ mod tests {
             max_tokens: None,
             stop: Vec::new(),
             constraint: Constraint::None,
+            logprobs: None,
         }
     }
 

@@ -125,9 +125,13 @@ fn merge(last: &mut Event, next: Event) -> Option<Event> {
             (*done, *total) = (now, of);
             None
         }
-        (Event::Delta { text, tokens }, Event::Delta { text: more, tokens: others }) => {
+        (
+            Event::Delta { text, tokens, logprobs },
+            Event::Delta { text: more, tokens: others, logprobs: further },
+        ) => {
             text.push_str(&more);
             tokens.extend(others);
+            logprobs.extend(further);
             None
         }
         (_, next) => Some(next),
@@ -141,7 +145,7 @@ mod tests {
     fn delta(id: u64, text: &str, token: u32) -> FromEngine {
         FromEngine::Event {
             id: PromptId(id),
-            event: Event::Delta { text: text.to_owned(), tokens: vec![token] },
+            event: Event::Delta { text: text.to_owned(), tokens: vec![token], logprobs: vec![] },
         }
     }
 
@@ -167,7 +171,8 @@ mod tests {
             outbox.push(frame);
         }
         outbox.close();
-        let merged = Event::Delta { text: "abc".to_owned(), tokens: vec![10, 11, 12] };
+        let merged =
+            Event::Delta { text: "abc".to_owned(), tokens: vec![10, 11, 12], logprobs: vec![] };
         let expected = [
             prefill(1, 9),
             prefill(2, 3),

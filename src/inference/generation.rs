@@ -1,16 +1,17 @@
 //! One prompt from its first chunk to its last token: what to read next, what a chosen token means, when it ends.
 //! Pure: runs no model, asks no clock.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use llguidance::Matcher;
-
 use super::detokenizer::Detokenizer;
+use super::form::{Admission, Form, is_allowed};
+use super::logprobs;
 use super::sampler::Sampler;
 use super::stop::StopStrings;
 use super::tokenizer::Tokenizer;
-use crate::request::{Code, Event, Finish, FinishReason, Refusal, Timings, Usage};
+use crate::request::{Code, Event, Finish, FinishReason, Refusal, Timings, TokenLogprob, Usage};
 
 /// What a prompt is generated from.
 pub(super) struct Plan {
@@ -20,7 +21,9 @@ pub(super) struct Plan {
     pub(super) stop: StopStrings,
     pub(super) sampler: Sampler,
     pub(super) seed: u64,
-    pub(super) matcher: Option<Box<Matcher>>,
+    pub(super) form: Option<Form>,
+    /// How many alternatives are told of each token; `None` where nothing is.
+    pub(super) logprobs: Option<u8>,
     /// Ends the answer.
     pub(super) eos: Arc<[u32]>,
     pub(super) tokenizer: Arc<Tokenizer>,
@@ -30,12 +33,18 @@ pub(super) struct Plan {
 pub(super) struct Generation {
     plan: Plan,
     text: Detokenizer,
-    /// Tokens in front of those still to be chosen: the prompt and what was delivered before.
+    /// The prompt and the answer as far as it is known: what has to be in the cache before the next choice.
     given: Vec<u32>,
     /// How many of `given` are in the cache.
     read: usize,
     /// Tokens of the answer.
     answer: Vec<u32>,
+    /// Characters of the answer, those that are held back included.
+    characters: u32,
+    /// What the form of the answer forced before the first choice: told with that.
+    untold: Piece,
+    /// Tokens that end the answer in its form, once it has come to that.
+    ending: Option<VecDeque<u32>>,
     /// Whether the end of sequence was chosen; it is counted, but is no text.
     ended_by_eos: bool,
     began: Option<Instant>,
@@ -43,11 +52,25 @@ pub(super) struct Generation {
     end: Option<FinishReason>,
 }
 
+/// What becomes a `Delta`.
+#[derive(Debug, Default)]
+struct Piece {
+    text: String,
+    tokens: Vec<u32>,
+    logprobs: Vec<TokenLogprob>,
+}
+
+impl From<Piece> for Event {
+    fn from(piece: Piece) -> Self {
+        Event::Delta { text: piece.text, tokens: piece.tokens, logprobs: piece.logprobs }
+    }
+}
+
 impl Generation {
     /// Begins; `resume` are tokens of the answer that were delivered before, taken as chosen.
     pub(super) fn new(plan: Plan, resume: &[u32]) -> Result<Self, Refusal> {
         let text = Detokenizer::after(plan.tokenizer.pieces(), &plan.prompt);
-        let given = plan.prompt.iter().chain(resume).copied().collect();
+        let given = plan.prompt.clone();
         let end = (plan.max_tokens == 0).then_some(FinishReason::Length);
         let mut generation = Generation {
             plan,
@@ -55,16 +78,23 @@ impl Generation {
             given,
             read: 0,
             answer: Vec::new(),
+            characters: 0,
+            untold: Piece::default(),
+            ending: None,
             ended_by_eos: false,
             began: None,
             first_token: None,
             end,
         };
+        let mut told = Piece::default();
         for token in resume {
             if generation.end.is_none() {
-                generation.take(*token)?;
+                generation.take_in_form(*token, &mut told)?;
             }
         }
+        let mut untold = Piece::default();
+        generation.take_forced(&mut untold)?;
+        generation.untold = untold;
         Ok(generation)
     }
 
@@ -77,11 +107,6 @@ impl Generation {
     /// Tokens of this prompt in the cache.
     pub(super) fn cached(&self) -> usize {
         self.read
-    }
-
-    /// The token that was chosen last and is not in the cache yet.
-    pub(super) fn last_token(&self) -> [u32; 1] {
-        [self.given.get(self.read).copied().unwrap_or_default()]
     }
 
     /// Work on the prompt begins now.
@@ -105,19 +130,21 @@ impl Generation {
         self.end.is_some()
     }
 
-    /// Chooses the next token from the logits behind the last one.
+    /// What is known of the answer before the model has said anything; `None` where that is nothing.
+    pub(super) fn untold(&mut self) -> Option<Event> {
+        let piece = std::mem::take(&mut self.untold);
+        (!piece.tokens.is_empty()).then(|| piece.into())
+    }
+
+    /// Chooses the next token from the logits behind the last one, and takes those that the form forces behind it.
     pub(super) fn choose(&mut self, logits: &[f32], now: Instant) -> Result<Event, Refusal> {
-        let mask = match &mut self.plan.matcher {
-            Some(matcher) => {
-                Some(matcher.compute_mask().map_err(|error| constraint_failed(&error))?)
-            }
-            None => None,
-        };
-        let allowed = |id: u32| {
-            mask.as_ref().is_none_or(|mask| {
-                usize::try_from(id).is_ok_and(|at| at < mask.len()) && mask.is_allowed(id)
-            })
-        };
+        if self.ending.is_some() {
+            let mut piece = Piece::default();
+            self.take_ending(logits, &mut piece)?;
+            return Ok(piece.into());
+        }
+        let mask = self.plan.form.as_mut().map(Form::mask).transpose()?;
+        let allowed = |id: u32| mask.as_ref().is_none_or(|mask| is_allowed(mask, id));
         let token = self.plan.sampler.choose(logits, self.answer.len() as u64, allowed);
         let no_token = || {
             Refusal::new(
@@ -127,12 +154,30 @@ impl Generation {
         };
         let token = token.ok_or_else(no_token)?;
         self.first_token.get_or_insert(now);
-        let text = self.take(token)?;
-        let tokens = if self.ended_by_eos { Vec::new() } else { vec![token] };
-        if self.end.is_none() {
-            self.given.push(token);
+        let mut piece = std::mem::take(&mut self.untold);
+        if self.plan.eos.contains(&token) {
+            self.ended_by_eos = true;
+            self.close(FinishReason::Stop, &mut piece);
+            return Ok(piece.into());
         }
-        Ok(Event::Delta { text, tokens })
+        let taken = count(self.answer.len());
+        let left = self.plan.max_tokens.saturating_sub(taken.saturating_add(1));
+        let admission = match &mut self.plan.form {
+            Some(form) => form.admit(token, taken, left)?,
+            None => Admission::Taken,
+        };
+        match admission {
+            Admission::Taken => {
+                self.tell(logits, token, &mut piece);
+                self.take(token, &mut piece)?;
+                self.take_forced(&mut piece)?;
+            }
+            Admission::End(tokens) => {
+                self.ending = Some(tokens.into());
+                self.take_ending(logits, &mut piece)?;
+            }
+        }
+        Ok(piece.into())
     }
 
     /// The last event of a whole answer.
@@ -152,47 +197,103 @@ impl Generation {
         })
     }
 
-    /// Takes a token as chosen and returns the text it makes certain.
-    fn take(&mut self, token: u32) -> Result<String, Refusal> {
-        if self.plan.eos.contains(&token) {
-            self.ended_by_eos = true;
-            return Ok(self.close(String::new(), FinishReason::Stop));
+    /// Notes what the model thought of a token, where that is asked for.
+    fn tell(&self, logits: &[f32], token: u32, piece: &mut Piece) {
+        if let Some(top) = self.plan.logprobs {
+            let (tokenizer, at) = (&self.plan.tokenizer, self.characters);
+            piece.logprobs.push(logprobs::of_token(tokenizer, logits, token, top, at));
         }
-        self.answer.push(token);
-        let characters = self.text.push(self.plan.tokenizer.pieces(), token);
-        let (text, stopped) = self.plan.stop.push(&characters);
-        if stopped {
-            self.end = Some(FinishReason::Stop);
-            return Ok(text);
-        }
-        if let Some(matcher) = &mut self.plan.matcher {
-            matcher.consume_token(token).map_err(|error| constraint_failed(&error))?;
-            if matcher.is_stopped() {
-                return Ok(self.close(text, FinishReason::Stop));
+    }
+
+    /// Takes what the form leaves no choice about. Where log probabilities are wanted nothing is taken ahead: each token
+    /// needs logits of its own.
+    fn take_forced(&mut self, piece: &mut Piece) -> Result<(), Refusal> {
+        while self.end.is_none() && self.plan.logprobs.is_none() {
+            let forced = self.plan.form.as_mut().map(Form::forced).unwrap_or_default();
+            if forced.is_empty() {
+                break;
+            }
+            for token in forced {
+                // The end of the sequence is chosen like any token: it is no text.
+                if self.end.is_some() || self.plan.eos.contains(&token) {
+                    return Ok(());
+                }
+                self.take_in_form(token, piece)?;
             }
         }
-        if count(self.answer.len()) >= self.plan.max_tokens {
-            return Ok(self.close(text, FinishReason::Length));
+        Ok(())
+    }
+
+    /// Takes what ends the answer: at once, or where log probabilities are wanted the first token of it, behind these
+    /// logits.
+    fn take_ending(&mut self, logits: &[f32], piece: &mut Piece) -> Result<(), Refusal> {
+        while self.end.is_none() {
+            let Some(token) = self.ending.as_mut().and_then(VecDeque::pop_front) else {
+                self.close(FinishReason::Length, piece);
+                break;
+            };
+            self.tell(logits, token, piece);
+            self.take_in_form(token, piece)?;
+            let is_last = self.ending.as_ref().is_none_or(VecDeque::is_empty);
+            if self.plan.logprobs.is_some() && !is_last {
+                break;
+            }
         }
-        Ok(text)
+        Ok(())
+    }
+
+    /// Takes a token that the form has not seen yet.
+    fn take_in_form(&mut self, token: u32, piece: &mut Piece) -> Result<(), Refusal> {
+        if let Some(form) = &mut self.plan.form {
+            form.take(token)?;
+        }
+        self.take(token, piece)
+    }
+
+    /// Takes a token as chosen, with the text it makes certain.
+    fn take(&mut self, token: u32, piece: &mut Piece) -> Result<(), Refusal> {
+        self.answer.push(token);
+        self.plan.sampler.note(token);
+        piece.tokens.push(token);
+        let characters = self.text.push(self.plan.tokenizer.pieces(), token);
+        self.characters = self.characters.saturating_add(count(characters.chars().count()));
+        let (text, stopped) = self.plan.stop.push(&characters);
+        piece.text.push_str(&text);
+        if stopped {
+            self.end = Some(FinishReason::Stop);
+        } else if self.plan.form.as_ref().is_some_and(Form::is_over) {
+            let cut = self.ending.is_some();
+            self.close(if cut { FinishReason::Length } else { FinishReason::Stop }, piece);
+        } else if count(self.answer.len()) >= self.plan.max_tokens {
+            if self.plan.form.as_mut().is_some_and(|form| !form.is_complete()) {
+                return Err(unfinished(self.plan.max_tokens));
+            }
+            self.close(FinishReason::Length, piece);
+        } else {
+            self.given.push(token);
+        }
+        Ok(())
     }
 
     /// Lets out what was held back.
-    fn close(&mut self, mut text: String, reason: FinishReason) -> String {
+    fn close(&mut self, reason: FinishReason, piece: &mut Piece) {
         let rest = self.text.finish(self.plan.tokenizer.pieces());
         let (more, stopped) = self.plan.stop.push(&rest);
-        text.push_str(&more);
+        piece.text.push_str(&more);
         if !stopped {
-            text.push_str(&self.plan.stop.finish());
+            piece.text.push_str(&self.plan.stop.finish());
         }
         self.end = Some(if stopped { FinishReason::Stop } else { reason });
-        text
     }
 }
 
-fn constraint_failed(error: &dyn std::fmt::Display) -> Refusal {
-    Refusal::bad_request(format!("the form of the answer cannot be enforced any further: {error}"))
-        .with_param("response_format")
+/// An answer that has a form and could not be ended in it.
+fn unfinished(max_tokens: u32) -> Refusal {
+    let message = format!(
+        "the answer does not have the form that was asked for after {max_tokens} tokens, the most it can have; raise \
+         `max_tokens`, shorten the prompt if the context is full, or allow a shorter form"
+    );
+    Refusal::bad_request(message).with_param("max_tokens")
 }
 
 /// Token counts are bounded by the context, which fits.
@@ -214,9 +315,10 @@ mod tests {
             prompt: vec![1, A, A],
             max_tokens,
             stop: StopStrings::new(&stop),
-            sampler: Sampler::new(Sampling::default(), 5),
+            sampler: Sampler::new(Sampling::default(), 5, &[]),
             seed: 5,
-            matcher: None,
+            form: None,
+            logprobs: None,
             eos: vec![2].into(),
             tokenizer: Arc::new(tiny()),
         }

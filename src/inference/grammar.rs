@@ -11,6 +11,7 @@ use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
 use serde_json::Value;
 use toktrie_hf_tokenizers::ByteTokenizer;
 
+use super::form::{Endings, Form};
 use super::tokenizer::Tokenizer;
 use crate::request::{Code, Constraint, Refusal};
 
@@ -49,6 +50,7 @@ struct Compiler {
     eos: Arc<[u32]>,
     vocab: usize,
     factory: OnceLock<Result<ParserFactory, String>>,
+    endings: OnceLock<Arc<Endings>>,
     /// Compilations that passed their deadline and still run.
     overdue: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -67,13 +69,17 @@ impl Grammars {
             eos,
             vocab,
             factory: OnceLock::new(),
+            endings: OnceLock::new(),
             overdue: Mutex::default(),
         }))
     }
 
-    /// The matcher for a constraint; `None` where any text will do.
-    pub(super) fn compile(&self, constraint: &Constraint) -> Result<Option<Matcher>, Refusal> {
-        self.compile_within(constraint, DEADLINE)
+    /// The form of an answer that begins; `None` where any text will do.
+    pub(super) fn compile(&self, constraint: &Constraint) -> Result<Option<Form>, Refusal> {
+        let matcher = self.compile_within(constraint, DEADLINE)?;
+        let endings = || Arc::new(Endings::new(self.0.tokenizer.pieces(), self.0.vocab));
+        Ok(matcher
+            .map(|matcher| Form::new(matcher, Arc::clone(self.0.endings.get_or_init(endings)))))
     }
 
     /// Compilers recurse, may panic and may take for ever: each runs on a thread of its own.
@@ -184,6 +190,7 @@ fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, Refusal> {
             }
         }
         Constraint::Regex(source) => Ok(TopLevelGrammar::from_regex(source)),
+        Constraint::Lark(source) => Ok(TopLevelGrammar::from_lark(source.clone())),
         Constraint::Choices(choices) => {
             let choices: Vec<String> = choices.iter().map(|choice| escape(choice)).collect();
             Ok(TopLevelGrammar::from_regex(&format!("({})", choices.join("|"))))
@@ -204,7 +211,9 @@ fn check(constraint: &Constraint) -> Result<(), Refusal> {
     let (length, depth, limit) = match constraint {
         Constraint::None | Constraint::JsonObject => return Ok(()),
         Constraint::JsonSchema(source) => (source.len(), nesting(source), MAX_DEPTH),
-        Constraint::Regex(source) => (source.len(), nesting(source), MAX_BRACKETS),
+        Constraint::Regex(source) | Constraint::Lark(source) => {
+            (source.len(), nesting(source), MAX_BRACKETS)
+        }
         Constraint::Choices(choices) => {
             if choices.is_empty() || choices.iter().any(String::is_empty) {
                 return Err(unusable("choices are strings that are not empty, and at least one"));
@@ -303,7 +312,7 @@ mod tests {
 
     /// The only text a constraint allows, where it allows only one.
     fn forced(constraint: &Constraint) -> String {
-        let mut matcher = grammars().compile(constraint).unwrap().unwrap();
+        let mut matcher = grammars().compile_within(constraint, DEADLINE).unwrap().unwrap();
         let mut bytes = Vec::new();
         while !matcher.is_stopped() {
             let mask = matcher.compute_mask().unwrap();

@@ -3,13 +3,12 @@
 
 use std::sync::Arc;
 
-use llguidance::Matcher;
-
 use super::conversation::Marks;
+use super::form::Form;
 use super::grammar::Grammars;
 use super::template::Template;
 use super::tokenizer::Tokenizer;
-use crate::request::{Code, Constraint, Input, Message, Refusal, Request, Role, Sampling};
+use crate::request::{Code, Input, Message, Refusal, Request, Role, Sampling};
 
 /// Turns requests into prompts that can be run.
 #[derive(Clone, Debug)]
@@ -33,7 +32,8 @@ pub struct Prepared {
     pub(super) max_tokens: u32,
     pub(super) sampling: Sampling,
     pub(super) stop: Vec<String>,
-    pub(super) matcher: Option<Box<Matcher>>,
+    pub(super) form: Option<Form>,
+    pub(super) logprobs: Option<u8>,
 }
 
 impl std::fmt::Debug for Prepared {
@@ -111,17 +111,32 @@ impl Preparer {
         let Some(room) = context.checked_sub(have).filter(|room| *room > 0) else {
             return Err(too_long(context, u64::from(have), ""));
         };
-        let matcher = match &request.constraint {
-            Constraint::None => None,
-            constraint => self.parts.grammars.compile(constraint)?.map(Box::new),
-        };
+        self.check_bias(&request.sampling)?;
+        let form = self.parts.grammars.compile(&request.constraint)?;
         Ok(Prepared {
             tokens,
             max_tokens: request.max_tokens.map_or(room, |most| most.min(room)),
             sampling: request.sampling.clone(),
             stop: request.stop.clone(),
-            matcher,
+            form,
+            logprobs: request.logprobs,
         })
+    }
+
+    /// Refuses biases of tokens that the model does not have.
+    fn check_bias(&self, sampling: &Sampling) -> Result<(), Refusal> {
+        let vocab = self.parts.vocab;
+        let known = |id: u32| usize::try_from(id).is_ok_and(|id| id < vocab);
+        match sampling.logit_bias.iter().find(|(id, _)| !known(*id)) {
+            None => Ok(()),
+            Some((id, _)) => {
+                let message = format!(
+                    "`logit_bias` names the token {id}; the model has the tokens 0 to {}",
+                    vocab.saturating_sub(1)
+                );
+                Err(Refusal::bad_request(message).with_param(format!("logit_bias.{id}")))
+            }
+        }
     }
 
     fn text(&self, text: &str) -> Result<Vec<u32>, Refusal> {

@@ -63,13 +63,15 @@ impl Runner {
             );
             return Err(Refusal::bad_request(message));
         }
+        let sampler = Sampler::new(prepared.sampling, seed, &prepared.tokens);
         let plan = Plan {
             prompt: prepared.tokens,
             max_tokens: prepared.max_tokens,
             stop: StopStrings::new(&prepared.stop),
-            sampler: Sampler::new(prepared.sampling, seed),
+            sampler,
             seed,
-            matcher: prepared.matcher,
+            form: prepared.form,
+            logprobs: prepared.logprobs,
             eos: Arc::clone(&self.eos),
             tokenizer: Arc::clone(&self.tokenizer),
         };
@@ -116,6 +118,9 @@ impl Runner {
         let Some((slot, id, mut generation)) = self.reading.take() else { return };
         generation.begin((self.clock)());
         if generation.is_over() {
+            if let Some(event) = generation.untold() {
+                emit(id, event);
+            }
             emit(id, generation.finished((self.clock)()));
             return;
         }
@@ -144,22 +149,24 @@ impl Runner {
         if self.answering.is_empty() {
             return Ok(());
         }
-        let tokens: Vec<[u32; 1]> =
-            self.answering.iter().map(|(_, generation)| generation.last_token()).collect();
-        let rows: Vec<Row<'_>> = (self.answering.iter().zip(&tokens).enumerate())
-            .map(|(slot, ((_, generation), tokens))| Row {
-                slot,
-                past: generation.cached(),
-                tokens,
+        self.catch_up()?;
+        // One alone reads all it has in the step; beside others it is a token for each.
+        let most = if self.answering.len() == 1 { self.chunk } else { 1 };
+        let rows: Vec<Row<'_>> = (self.answering.iter().enumerate())
+            .map(|(slot, (_, generation))| {
+                let (past, tokens) = (generation.cached(), generation.unread(most));
+                Row { slot, past, tokens }
             })
             .collect();
+        let lengths: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
         self.graph.forward(&rows).map_err(StepError)?;
         let mut over = Vec::new();
         let mut answering = std::mem::take(&mut self.answering);
-        for (slot, (id, generation)) in answering.iter_mut().enumerate() {
+        for ((slot, (id, generation)), read) in answering.iter_mut().enumerate().zip(lengths) {
             // The event of reading is the prompt's business only.
-            let _ = generation.read(1);
-            if !self.advance(slot, *id, generation, emit) {
+            let _ = generation.read(read);
+            // Behind a token that the form forced, the next one is known already.
+            if generation.is_read() && !self.advance(slot, *id, generation, emit) {
                 over.push(slot);
             }
         }
@@ -167,6 +174,24 @@ impl Runner {
         // From the back, so that the slots still to be released keep their places.
         for slot in over.into_iter().rev() {
             self.release(slot);
+        }
+        Ok(())
+    }
+
+    /// Reads tokens that the form of an answer forced, all but the last, in one step of their own, where that takes fewer
+    /// steps from the others than it saves this one; else they ride along, one in each step.
+    fn catch_up(&mut self) -> Result<(), StepError> {
+        let others = self.answering.len().saturating_sub(1);
+        for (slot, (_, generation)) in self.answering.iter_mut().enumerate() {
+            let unread = generation.unread(self.chunk);
+            let ahead = unread.len().saturating_sub(1);
+            if others == 0 || ahead <= others {
+                continue;
+            }
+            let tokens = unread.get(..ahead).unwrap_or_default();
+            let row = Row { slot, past: generation.cached(), tokens };
+            self.graph.forward(&[row]).map_err(StepError)?;
+            let _ = generation.read(ahead);
         }
         Ok(())
     }
@@ -181,7 +206,7 @@ impl Runner {
     ) -> bool {
         let now = (self.clock)();
         match generation.choose(self.graph.logits(row), now) {
-            Ok(Event::Delta { text, tokens }) if text.is_empty() && tokens.is_empty() => {}
+            Ok(Event::Delta { text, tokens, .. }) if text.is_empty() && tokens.is_empty() => {}
             Ok(event) => emit(id, event),
             Err(refusal) => {
                 emit(id, Event::Failed(refusal));

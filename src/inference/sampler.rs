@@ -4,6 +4,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use super::penalties::Penalties;
 use crate::request::Sampling;
 
 /// How one prompt's tokens are chosen.
@@ -11,20 +12,41 @@ use crate::request::Sampling;
 pub(super) struct Sampler {
     sampling: Sampling,
     seed: u64,
+    penalties: Option<Penalties>,
+    /// Logits behind the penalties; kept so that a step needs no memory of its own.
+    changed: Vec<f32>,
 }
 
 impl Sampler {
-    pub(super) fn new(sampling: Sampling, seed: u64) -> Self {
-        Sampler { sampling, seed }
+    /// `prompt` are the tokens that the answer follows.
+    pub(super) fn new(sampling: Sampling, seed: u64, prompt: &[u32]) -> Self {
+        let penalties = Penalties::new(&sampling, prompt);
+        Sampler { sampling, seed, penalties, changed: Vec::new() }
+    }
+
+    /// The answer holds one token more, whoever chose it.
+    pub(super) fn note(&mut self, token: u32) {
+        if let Some(penalties) = &mut self.penalties {
+            penalties.note(token);
+        }
     }
 
     /// The token at `position` of the answer; `None` where no allowed token has a finite logit.
     pub(super) fn choose(
-        &self,
+        &mut self,
         logits: &[f32],
         position: u64,
         allowed: impl Fn(u32) -> bool,
     ) -> Option<u32> {
+        let logits = match &self.penalties {
+            None => logits,
+            Some(penalties) => {
+                self.changed.clear();
+                self.changed.extend_from_slice(logits);
+                penalties.apply(&mut self.changed);
+                &self.changed
+            }
+        };
         if self.sampling.temperature <= 0.0 {
             return greedy(logits, allowed);
         }
@@ -117,7 +139,83 @@ mod tests {
     use super::*;
 
     fn sampling(temperature: f32, top_k: u32, top_p: f32, min_p: f32) -> Sampling {
-        Sampling { temperature, top_k, top_p, min_p, seed: None }
+        Sampling { temperature, top_k, top_p, min_p, ..Sampling::default() }
+    }
+
+    /// What may be chosen, by the definitions, one after the other, each over a sorted list of all tokens.
+    fn naive(logits: &[f32], sampling: &Sampling) -> Vec<(u32, f64)> {
+        let mut all: Vec<(u32, f64)> = (0..)
+            .zip(logits.iter().map(|logit| f64::from(*logit / sampling.temperature).exp()))
+            .collect();
+        all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        let again = |all: &mut Vec<(u32, f64)>| {
+            let sum: f64 = all.iter().map(|(_, weight)| weight).sum();
+            for (_, weight) in all {
+                *weight /= sum;
+            }
+        };
+        if sampling.top_k > 0 {
+            all.truncate(sampling.top_k as usize);
+        }
+        again(&mut all);
+        // The smallest set that reaches `top_p`: a token is in if those in front of it do not.
+        let before = |at: usize| all[..at].iter().map(|(_, weight)| weight).sum::<f64>();
+        let most = (0..all.len()).take_while(|at| before(*at) < f64::from(sampling.top_p)).count();
+        if sampling.top_p < 1.0 {
+            all.truncate(most.max(1));
+        }
+        again(&mut all);
+        let best = all[0].1;
+        all.retain(|(_, weight)| *weight >= best * f64::from(sampling.min_p));
+        again(&mut all);
+        all
+    }
+
+    #[test]
+    fn distributions_equal_their_definitions() {
+        let mut random = ChaCha8Rng::seed_from_u64(3);
+        for case in 0..1000 {
+            let size = 1 + random.next_u32() % 40;
+            let tenth = |random: &mut ChaCha8Rng, of: u32| {
+                f32::from(u8::try_from(random.next_u32() % of).unwrap()) / 10.0
+            };
+            let logits: Vec<f32> = (0..size).map(|_| tenth(&mut random, 100)).collect();
+            let sampling = Sampling {
+                temperature: 0.1 + tenth(&mut random, 19),
+                top_k: if case % 2 == 0 { 0 } else { random.next_u32() % 50 },
+                // Not on a boundary that rounding could decide either way.
+                top_p: if case % 3 == 0 { 1.0 } else { tenth(&mut random, 10) + 0.037 },
+                min_p: if case % 5 == 0 { 0.0 } else { tenth(&mut random, 10) + 0.013 },
+                ..Sampling::default()
+            };
+            let mut ours = distribution(&logits, &sampling, |_| true);
+            ours.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            let theirs = naive(&logits, &sampling);
+            assert_eq!(ours.len(), theirs.len(), "{case} {sampling:?} {logits:?}");
+            for ((id, ours), (expected, theirs)) in ours.iter().zip(&theirs) {
+                assert!(id == expected && (ours - theirs).abs() < 1e-5, "{case} {sampling:?}");
+            }
+        }
+    }
+
+    /// A token that was written is drawn again only as far as the penalty lets it.
+    #[test]
+    fn penalties_and_biases_reach_the_choice() {
+        let with = |sampling| Sampler::new(sampling, 1, &[0]);
+        let logits = [2.0, 1.5, 1.0];
+        let mut plain = with(Sampling::default());
+        assert_eq!(plain.choose(&logits, 0, |_| true), Some(0));
+        // The prompt's token counts for the repetition penalty only.
+        let mut repeats = with(Sampling { repetition_penalty: 2.0, ..Sampling::default() });
+        assert_eq!(repeats.choose(&logits, 0, |_| true), Some(1));
+        let mut present = with(Sampling { presence_penalty: 0.75, ..Sampling::default() });
+        assert_eq!(present.choose(&logits, 0, |_| true), Some(0));
+        present.note(0);
+        assert_eq!(present.choose(&logits, 1, |_| true), Some(1));
+        let bias = vec![(2, 100.0), (0, -100.0)];
+        let mut biased = with(Sampling { logit_bias: bias, ..Sampling::default() });
+        assert_eq!(biased.choose(&logits, 0, |_| true), Some(2));
+        assert_eq!(biased.choose(&logits, 0, |id| id != 2), Some(1));
     }
 
     #[test]
@@ -150,14 +248,15 @@ mod tests {
     #[test]
     fn draws_follow_the_distribution_and_the_seed() {
         let logits = [0.2_f32.ln(), 0.8_f32.ln()];
-        let sampler = Sampler::new(sampling(1.0, 0, 1.0, 0.0), 7);
+        let mut sampler = Sampler::new(sampling(1.0, 0, 1.0, 0.0), 7, &[]);
         let ones = (0..10_000).filter(|p| sampler.choose(&logits, *p, |_| true) == Some(1)).count();
         assert!((7_800..8_200).contains(&ones), "{ones}");
-        let again = Sampler::new(sampling(1.0, 0, 1.0, 0.0), 7);
-        let other = Sampler::new(sampling(1.0, 0, 1.0, 0.0), 8);
-        let run = |s: &Sampler| (0..64).map(|p| s.choose(&logits, p, |_| true)).collect::<Vec<_>>();
-        assert_eq!(run(&sampler), run(&again));
-        assert_ne!(run(&sampler), run(&other));
+        let mut again = Sampler::new(sampling(1.0, 0, 1.0, 0.0), 7, &[]);
+        let mut other = Sampler::new(sampling(1.0, 0, 1.0, 0.0), 8, &[]);
+        let run =
+            |s: &mut Sampler| (0..64).map(|p| s.choose(&logits, p, |_| true)).collect::<Vec<_>>();
+        assert_eq!(run(&mut sampler), run(&mut again));
+        assert_ne!(run(&mut sampler), run(&mut other));
     }
 
     /// First-step distributions of an independent implementation, where they are at hand.

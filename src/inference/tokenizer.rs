@@ -112,6 +112,11 @@ impl Tokenizer {
         self.inner.clone()
     }
 
+    /// The name of a token in the vocabulary.
+    pub(super) fn name(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// The bytes behind the ids.
     pub(super) fn pieces(&self) -> &Pieces {
         &self.pieces

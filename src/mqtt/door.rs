@@ -105,6 +105,8 @@ pub(super) struct Prompt {
     pub(super) form: Form,
     pub(super) id: Option<String>,
     pub(super) is_json: bool,
+    /// Whether the answer tells what the model thought of its tokens.
+    pub(super) logprobs: bool,
     pub(super) stream: bool,
     /// The level in the topics of its stream: the asker's id, or promptd's number once there is one.
     pub(super) level: Option<String>,

@@ -158,6 +158,7 @@ impl Door {
 
     fn start(&mut self, arrival: &Arrival<'_>, form: Form, asked: Asked, now: Instant) {
         let is_json = asked.is_json();
+        let logprobs = asked.submission.request.logprobs.is_some();
         let mut submission = asked.submission;
         submission.identity = identity(&self.topics.answer(None), arrival);
         submission.timeout =
@@ -177,6 +178,7 @@ impl Door {
             form,
             id: asked.id,
             is_json,
+            logprobs,
             stream: asked.stream,
             level,
             seq: 0,

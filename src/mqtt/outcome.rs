@@ -7,7 +7,7 @@ use tracing::{debug, error};
 use super::door::{Door, REFUSAL_WANTED};
 use super::message::Publication;
 use super::outbox::Owner;
-use super::prompt::Report;
+use super::prompt::{Report, Text};
 use super::reply;
 use crate::request::{Code, Event, Finish, Refusal};
 use crate::scheduler::State;
@@ -31,7 +31,9 @@ impl Door {
                 self.progress(number, None);
             }
             Report::Progress(event) => self.progress(number, Some(&event)),
-            Report::Piece(text) => self.stream(number, |seq| stream_piece(None, seq, &text)),
+            Report::Piece(piece) => {
+                self.stream(number, |seq| stream_piece(None, seq, &piece.text, &piece.logprobs));
+            }
             Report::Ended(result) => self.ended(number, result, now),
         }
     }
@@ -66,7 +68,7 @@ impl Door {
         }
     }
 
-    fn ended(&mut self, number: u64, result: Result<(String, Finish), Refusal>, now: Instant) {
+    fn ended(&mut self, number: u64, result: Result<(Text, Finish), Refusal>, now: Instant) {
         self.stream(number, |seq| stream_end(None, seq, result.as_ref().err()));
         let Some(prompt) = self.prompts.remove(&number) else { return };
         let (messages, ok, until) = match result {
@@ -80,8 +82,9 @@ impl Door {
                     .unwrap_or_default();
                 let answer = Answer {
                     id: prompt.id.as_deref(),
-                    text: &text,
+                    text: &text.text,
                     is_json: prompt.is_json,
+                    logprobs: prompt.logprobs.then_some(&text.logprobs),
                     finish: &finish,
                     model: &model,
                     node: Some(&self.node),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use crate::request::{Code, Event, Finish, PromptId, Refusal, Submission};
+use crate::request::{Code, Event, Finish, PromptId, Refusal, Submission, TokenLogprob};
 use crate::scheduler::{Scheduler, State};
 
 /// Pieces of a streamed answer that come faster than this are put together: a broker and its clients gain nothing from
@@ -22,9 +22,16 @@ pub(crate) enum Report {
     /// The model reads it or begins to write.
     Progress(Event),
     /// The next piece of text.
-    Piece(String),
+    Piece(Text),
     /// It is over: the whole text, or why there is none.
-    Ended(Result<(String, Finish), Refusal>),
+    Ended(Result<(Text, Finish), Refusal>),
+}
+
+/// Text of an answer, and what the model thought of its tokens where that was asked for.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Text {
+    pub(crate) text: String,
+    pub(crate) logprobs: Vec<TokenLogprob>,
 }
 
 /// What a report is about.
@@ -106,10 +113,10 @@ impl Work<'_> {
         &self,
         scheduler: &Scheduler,
         submission: Submission,
-    ) -> Result<(String, Finish), Refusal> {
+    ) -> Result<(Text, Finish), Refusal> {
         let mut ticket = scheduler.submit(submission).await?;
         self.report(Report::Accepted(ticket.id())).await;
-        let mut text = String::new();
+        let mut text = Text::default();
         let mut pieces = Pieces::default();
         let mut progress = Progress::default();
         loop {
@@ -130,10 +137,11 @@ impl Work<'_> {
             }
             match event {
                 Some(Event::Prefill { .. }) => {}
-                Some(Event::Delta { text: piece, .. }) => {
-                    text.push_str(&piece);
+                Some(Event::Delta { text: piece, logprobs, .. }) => {
+                    text.text.push_str(&piece);
+                    text.logprobs.extend_from_slice(&logprobs);
                     if self.stream
-                        && let Some(piece) = pieces.add(&piece, Instant::now())
+                        && let Some(piece) = pieces.add(&piece, logprobs, Instant::now())
                     {
                         self.report(Report::Piece(piece)).await;
                     }
@@ -153,18 +161,25 @@ impl Work<'_> {
     }
 }
 
+impl Text {
+    fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.logprobs.is_empty()
+    }
+}
+
 /// Puts pieces together that come quickly.
 #[derive(Debug, Default)]
 struct Pieces {
-    waiting: String,
+    waiting: Text,
     last: Option<Instant>,
     due: Option<Instant>,
 }
 
 impl Pieces {
     /// Adds a piece; gives what is to be sent now.
-    fn add(&mut self, piece: &str, now: Instant) -> Option<String> {
-        self.waiting.push_str(piece);
+    fn add(&mut self, piece: &str, logprobs: Vec<TokenLogprob>, now: Instant) -> Option<Text> {
+        self.waiting.text.push_str(piece);
+        self.waiting.logprobs.extend(logprobs);
         let at = self.last.map_or(now, |last| last + PIECE_EVERY);
         if at <= now {
             return self.take(now);
@@ -174,7 +189,7 @@ impl Pieces {
     }
 
     /// Gives all that waits.
-    fn take(&mut self, now: Instant) -> Option<String> {
+    fn take(&mut self, now: Instant) -> Option<Text> {
         self.due = None;
         if self.waiting.is_empty() {
             return None;
@@ -216,22 +231,23 @@ mod tests {
     fn quick_pieces_go_together() {
         let (mut pieces, start) = (Pieces::default(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
-        assert_eq!(pieces.add("a", at(0)).as_deref(), Some("a"));
-        assert_eq!(pieces.add("b", at(10)), None);
-        assert_eq!(pieces.add("c", at(90)), None);
+        let text = |piece: Option<Text>| piece.map(|piece| piece.text);
+        assert_eq!(text(pieces.add("a", vec![], at(0))).as_deref(), Some("a"));
+        assert_eq!(pieces.add("b", vec![], at(10)), None);
+        assert_eq!(pieces.add("c", vec![], at(90)), None);
         assert_eq!(pieces.due, Some(at(100)));
-        assert_eq!(pieces.take(at(100)).as_deref(), Some("bc"));
+        assert_eq!(text(pieces.take(at(100))).as_deref(), Some("bc"));
         assert_eq!((pieces.due, pieces.take(at(101))), (None, None));
-        assert_eq!(pieces.add("", at(150)), None);
+        assert_eq!(pieces.add("", vec![], at(150)), None);
         assert_eq!(pieces.due, None);
-        assert_eq!(pieces.add("d", at(300)).as_deref(), Some("d"));
+        assert_eq!(text(pieces.add("d", vec![], at(300))).as_deref(), Some("d"));
     }
 
     #[test]
     fn progress_is_told_now_and_then() {
         let (mut progress, start) = (Progress::default(), Instant::now());
         let prefill = |done| Event::Prefill { done, total: 9 };
-        let delta = Event::Delta { text: String::new(), tokens: vec![1] };
+        let delta = Event::Delta { text: String::new(), tokens: vec![1], logprobs: vec![] };
         assert!(progress.is_news(&prefill(1), start));
         assert!(!progress.is_news(&prefill(2), start + PROGRESS_EVERY / 2));
         assert!(progress.is_news(&prefill(3), start + PROGRESS_EVERY));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Refusal;
+use super::{Refusal, TokenLogprob};
 
 /// One step in the life of an accepted prompt. `Finished` and `Failed` are last; exactly one of them comes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +23,8 @@ pub enum Event {
         text: String,
         /// The tokens that were generated for it, in order.
         tokens: Vec<u32>,
+        /// What the model thought of each of `tokens`, where [`super::Request::logprobs`] asks for it; else empty.
+        logprobs: Vec<TokenLogprob>,
     },
     /// The answer is whole.
     Finished(Finish),

@@ -4,6 +4,7 @@
 //! ([`crate::engine::frames`]); what MQTT and HTTP clients write is described in [`crate::wire`].
 
 mod event;
+mod logprob;
 mod refusal;
 
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use event::{Event, Finish, FinishReason, Timings, Usage};
+pub use logprob::{Candidate, TokenLogprob};
 pub use refusal::{Code, Refusal};
 
 /// The number promptd gives to a prompt when it takes it. Never reused while the service runs.
@@ -36,6 +38,9 @@ pub struct Request {
     pub stop: Vec<String>,
     /// What form the answer must have.
     pub constraint: Constraint,
+    /// The log probability of each token of the answer is wanted, and those of this many alternatives. `None`: nothing
+    /// of that.
+    pub logprobs: Option<u8>,
 }
 
 /// The text of a prompt, in the three forms clients send it.
@@ -100,6 +105,15 @@ pub struct Sampling {
     pub top_p: f32,
     /// Keep tokens at least this fraction as probable as the most probable one; 0 keeps all.
     pub min_p: f32,
+    /// Makes tokens that stand in the prompt or the answer less probable (above 1) or more (below): a logit above 0 is
+    /// divided by it, another multiplied; 1 changes nothing. Above 0.
+    pub repetition_penalty: f32,
+    /// Taken off the logit of each token that the answer holds already; 0 changes nothing.
+    pub presence_penalty: f32,
+    /// Taken off the logit of a token once for each time that the answer holds it; 0 changes nothing.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens, behind the penalties. No token stands in it twice.
+    pub logit_bias: Vec<(u32, f32)>,
     /// The same seed gives the same tokens. `None`: the scheduler draws one when it accepts the prompt and reports it.
     pub seed: Option<u64>,
 }
@@ -107,7 +121,17 @@ pub struct Sampling {
 impl Default for Sampling {
     /// Greedy: a device that asks the same thing twice expects the same answer.
     fn default() -> Self {
-        Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: None }
+        Sampling {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: None,
+        }
     }
 }
 
@@ -124,6 +148,8 @@ pub enum Constraint {
     Regex(String),
     /// One of these strings, exactly.
     Choices(Vec<String>),
+    /// Text of the language that this grammar describes, in llguidance's variant of Lark.
+    Lark(String),
 }
 
 /// Who asks, as far as the door knows: prompts of one identity share a place in the queue's fairness.

@@ -124,7 +124,7 @@ impl Actor {
     fn command(&mut self, command: Command, now: std::time::Instant) {
         match command {
             Command::Submit { submission, reply } => {
-                let check = self.core.submit(submission, now);
+                let check = self.core.submit(*submission, now);
                 self.askers.insert(check, reply);
             }
             Command::Cancel { id } => self.core.cancel(id, now),

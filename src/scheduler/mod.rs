@@ -53,7 +53,7 @@ pub struct Scheduler {
 /// What the handle asks of the scheduler's task.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Submit { submission: Submission, reply: oneshot::Sender<Result<Ticket, Refusal>> },
+    Submit { submission: Box<Submission>, reply: oneshot::Sender<Result<Ticket, Refusal>> },
     Cancel { id: PromptId },
     CancelAll,
     Drain,
@@ -80,6 +80,7 @@ impl Scheduler {
         let (reply, answer) = oneshot::channel();
         let gone =
             || Refusal::new(Code::Internal, "promptd is stopping; ask again when it is back");
+        let submission = Box::new(submission);
         self.commands.send(Command::Submit { submission, reply }).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }

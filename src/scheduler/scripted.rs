@@ -29,7 +29,7 @@ pub struct Script {
 #[derive(Debug)]
 pub enum Call {
     /// A prompt was handed in.
-    Submit(Submission, Verdict),
+    Submit(Box<Submission>, Verdict),
     /// A prompt was cancelled by its number.
     Cancel(PromptId),
     /// Every prompt was cancelled.

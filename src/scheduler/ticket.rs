@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use crate::engine::frames::CheckedPrompt;
-use crate::request::{Code, Event, PromptId, Refusal};
+use crate::request::{Code, Event, PromptId, Refusal, TokenLogprob};
 
 /// An accepted prompt. Dropping it before its final event cancels the prompt, whether it waits or runs.
 #[derive(Debug)]
@@ -109,7 +109,7 @@ struct Mailbox {
 #[derive(Debug, Default)]
 struct Mail {
     prefill: Option<(u32, u32)>,
-    delta: Option<(String, Vec<u32>)>,
+    delta: Option<(String, Vec<u32>, Vec<TokenLogprob>)>,
     last: Option<Event>,
     /// The final event was put in, though it may not be read yet.
     closed: bool,
@@ -129,12 +129,13 @@ impl Mail {
         }
         match event {
             Event::Prefill { done, total } => self.prefill = Some((done, total)),
-            Event::Delta { text, tokens } => match &mut self.delta {
-                Some((before, earlier)) => {
+            Event::Delta { text, tokens, logprobs } => match &mut self.delta {
+                Some((before, earlier, first)) => {
                     before.push_str(&text);
                     earlier.extend(tokens);
+                    first.extend(logprobs);
                 }
-                None => self.delta = Some((text, tokens)),
+                None => self.delta = Some((text, tokens, logprobs)),
             },
             Event::Finished(_) | Event::Failed(_) => {
                 self.last = Some(event);
@@ -147,8 +148,8 @@ impl Mail {
         if let Some((done, total)) = self.prefill.take() {
             return Some(Event::Prefill { done, total });
         }
-        if let Some((text, tokens)) = self.delta.take() {
-            return Some(Event::Delta { text, tokens });
+        if let Some((text, tokens, logprobs)) = self.delta.take() {
+            return Some(Event::Delta { text, tokens, logprobs });
         }
         self.last.take()
     }

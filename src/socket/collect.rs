@@ -1,16 +1,21 @@
 //! Waits for a whole answer.
 
-use crate::request::{Code, Event, Finish, Refusal};
+use crate::request::{Code, Event, Finish, Refusal, TokenLogprob};
 use crate::scheduler::Ticket;
 
-/// The answer's whole text and how it ended. Dropping the future cancels the prompt.
-pub(super) async fn whole(mut ticket: Ticket) -> Result<(String, Finish), Refusal> {
-    let mut text = String::new();
+/// The answer's whole text, the log probabilities of its tokens where they were asked for, and how it ended. Dropping the future cancels the prompt.
+pub(super) async fn whole(
+    mut ticket: Ticket,
+) -> Result<(String, Vec<TokenLogprob>, Finish), Refusal> {
+    let (mut text, mut tokens) = (String::new(), Vec::new());
     loop {
         match ticket.next().await {
             Some(Event::Prefill { .. }) => {}
-            Some(Event::Delta { text: piece, .. }) => text.push_str(&piece),
-            Some(Event::Finished(finish)) => return Ok((text, finish)),
+            Some(Event::Delta { text: piece, logprobs, .. }) => {
+                text.push_str(&piece);
+                tokens.extend(logprobs);
+            }
+            Some(Event::Finished(finish)) => return Ok((text, tokens, finish)),
             Some(Event::Failed(refusal)) => return Err(refusal),
             None => return Err(lost()),
         }

@@ -167,16 +167,22 @@ async fn complete(
     drop(bytes);
     let asked = asked.map_err(|error| Fault::from(*error.refusal))?;
     asked.check_model(app.model().as_deref())?;
+    let logprobs = asked.submission.request.logprobs.is_some();
     let ticket = app.scheduler.submit(asked.submission).await?;
     let entry = app.running.enter(ticket.id(), peer, api.prefix());
     let model = app.model().unwrap_or_else(|| "promptd".to_owned());
-    let head = Head { api, id: entry.public().to_owned(), created: unix_seconds(), model };
+    let head =
+        Head { api, id: entry.public().to_owned(), created: unix_seconds(), model, logprobs };
     if asked.stream {
-        let stream = Stream::new(head, ticket, entry, asked.include_usage, app.patience.ping);
+        let mut stream = Stream::new(head, ticket, entry, asked.include_usage, app.patience.ping);
+        if let Some(prompt) = &asked.echo {
+            stream.say_first(prompt);
+        }
         return Ok(response(200, "text/event-stream", Reply::stream(stream)));
     }
-    let (text, finish) = collect::whole(ticket).await?;
-    Ok(json_response(200, &head.whole(&text, &finish)))
+    let (text, tokens, finish) = collect::whole(ticket).await?;
+    let text = asked.echo.unwrap_or_default() + &text;
+    Ok(json_response(200, &head.whole(&text, &tokens, &finish)))
 }
 
 fn models(app: &App) -> Response<Reply> {

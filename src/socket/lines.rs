@@ -186,18 +186,21 @@ fn fits_a_line(asked: Asked) -> Result<Asked, AskError> {
 async fn run(app: &App, asked: Asked, out: &mpsc::Sender<Value>) -> Result<Value, Refusal> {
     asked.check_model(app.model().as_deref())?;
     let (id, is_json) = (asked.id.as_deref(), asked.is_json());
+    let wants = asked.submission.request.logprobs.is_some();
     let mut ticket = app.scheduler.submit(asked.submission).await?;
-    let mut text = String::new();
+    let (mut text, mut tokens) = (String::new(), Vec::new());
     let mut seq = 0_u64;
     loop {
         match ticket.next().await {
             Some(Event::Prefill { .. }) => {}
-            Some(Event::Delta { text: piece, .. }) => {
+            Some(Event::Delta { text: piece, logprobs, .. }) => {
                 text.push_str(&piece);
-                if asked.stream && !piece.is_empty() {
-                    out.send(stream_piece(id, seq, &piece)).await.map_err(|_| lost())?;
+                if asked.stream && !(piece.is_empty() && logprobs.is_empty()) {
+                    let piece = stream_piece(id, seq, &piece, &logprobs);
+                    out.send(piece).await.map_err(|_| lost())?;
                     seq += 1;
                 }
+                tokens.extend(logprobs);
             }
             Some(Event::Finished(finish)) => {
                 let model = app.model().unwrap_or_else(|| "promptd".to_owned());
@@ -206,6 +209,7 @@ async fn run(app: &App, asked: Asked, out: &mpsc::Sender<Value>) -> Result<Value
                     id,
                     text: &text,
                     is_json,
+                    logprobs: wants.then_some(&tokens),
                     finish: &finish,
                     model: &model,
                     node,

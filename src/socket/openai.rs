@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::request::Finish;
-use crate::wire::{milliseconds, rounded};
+use crate::request::{Finish, TokenLogprob};
+use crate::wire::{chat_logprobs, completion_logprobs, milliseconds, rounded};
 
 /// Which of the two APIs is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,21 +31,23 @@ pub(super) struct Head {
     pub(super) id: String,
     pub(super) created: u64,
     pub(super) model: String,
+    /// Whether the log probabilities of the answer's tokens were asked for.
+    pub(super) logprobs: bool,
 }
 
 impl Head {
     /// The whole answer.
-    pub(super) fn whole(&self, text: &str, finish: &Finish) -> Value {
+    pub(super) fn whole(&self, text: &str, tokens: &[TokenLogprob], finish: &Finish) -> Value {
         let reason = finish.reason.as_str();
+        let logprobs = self.logprobs.then(|| self.logprobs(tokens));
         let (object, choice) = match self.api {
             Api::Chat => {
                 let message = json!({"role": "assistant", "content": text, "refusal": null});
-                let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": reason});
+                let choice = json!({"index": 0, "message": message, "logprobs": logprobs, "finish_reason": reason});
                 ("chat.completion", choice)
             }
             Api::Completion => {
-                let choice =
-                    json!({"index": 0, "text": text, "logprobs": null, "finish_reason": reason});
+                let choice = json!({"index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason});
                 ("text_completion", choice)
             }
         };
@@ -58,17 +60,17 @@ impl Head {
     /// The first chunk of a stream, which says who speaks; only a chat has one.
     pub(super) fn first_chunk(&self) -> Option<Map<String, Value>> {
         let delta = json!({"role": "assistant", "content": "", "refusal": null});
-        (self.api == Api::Chat).then(|| self.chunk(&delta, "", None))
+        (self.api == Api::Chat).then(|| self.chunk(&delta, "", &[], None))
     }
 
-    /// A piece of text.
-    pub(super) fn text_chunk(&self, text: &str) -> Map<String, Value> {
-        self.chunk(&json!({"content": text}), text, None)
+    /// A piece of text, and the tokens it came of where they are asked for.
+    pub(super) fn text_chunk(&self, text: &str, tokens: &[TokenLogprob]) -> Map<String, Value> {
+        self.chunk(&json!({"content": text}), text, tokens, None)
     }
 
     /// The chunk that says how the answer ended.
     pub(super) fn last_chunk(&self, finish: &Finish) -> Map<String, Value> {
-        self.chunk(&json!({}), "", Some(finish.reason.as_str()))
+        self.chunk(&json!({}), "", &[], Some(finish.reason.as_str()))
     }
 
     /// The chunk without text that holds the usage, for those who asked for it.
@@ -79,16 +81,30 @@ impl Head {
         chunk
     }
 
-    fn chunk(&self, delta: &Value, text: &str, reason: Option<&str>) -> Map<String, Value> {
+    fn chunk(
+        &self,
+        delta: &Value,
+        text: &str,
+        tokens: &[TokenLogprob],
+        reason: Option<&str>,
+    ) -> Map<String, Value> {
+        let logprobs = (!tokens.is_empty()).then(|| self.logprobs(tokens));
         let choice = match self.api {
             Api::Chat => {
-                json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": reason})
+                json!({"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason})
             }
             Api::Completion => {
-                json!({"index": 0, "text": text, "logprobs": null, "finish_reason": reason})
+                json!({"index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason})
             }
         };
         self.object(self.chunk_name(), json!([choice]))
+    }
+
+    fn logprobs(&self, tokens: &[TokenLogprob]) -> Value {
+        match self.api {
+            Api::Chat => json!({"content": chat_logprobs(tokens), "refusal": null}),
+            Api::Completion => completion_logprobs(tokens),
+        }
     }
 
     fn chunk_name(&self) -> &'static str {

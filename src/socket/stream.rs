@@ -65,6 +65,11 @@ impl Stream {
         stream
     }
 
+    /// Says this in front of the answer.
+    pub(super) fn say_first(&mut self, text: &str) {
+        self.chunk(self.head.text_chunk(text, &[]));
+    }
+
     /// The next bytes; `None` at the end.
     pub(super) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         while self.ready.is_empty() {
@@ -87,8 +92,11 @@ impl Stream {
     fn take(&mut self, event: Option<Event>) {
         match event {
             Some(Event::Prefill { .. }) => {}
-            Some(Event::Delta { text, .. }) if text.is_empty() => {}
-            Some(Event::Delta { text, .. }) => self.chunk(self.head.text_chunk(&text)),
+            Some(Event::Delta { text, logprobs, .. }) if text.is_empty() && logprobs.is_empty() => {
+            }
+            Some(Event::Delta { text, logprobs, .. }) => {
+                self.chunk(self.head.text_chunk(&text, &logprobs));
+            }
             Some(Event::Finished(finish)) => {
                 self.chunk(self.head.last_chunk(&finish));
                 if self.include_usage {

@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::PROTOCOL;
-use crate::request::{Event, Finish, FinishReason, Refusal};
+use super::logprobs::chat as chat_logprobs;
+use crate::request::{Event, Finish, FinishReason, Refusal, TokenLogprob};
 
 /// A whole answer.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +15,8 @@ pub struct Answer<'a> {
     pub text: &'a str,
     /// Whether the text is JSON by constraint ([`super::Asked::is_json`]); it then stands under `json` as a value too.
     pub is_json: bool,
+    /// What the model thought of its tokens, where that was asked for.
+    pub logprobs: Option<&'a [TokenLogprob]>,
     /// How it ended and what it cost.
     pub finish: &'a Finish,
     /// The model's name.
@@ -35,6 +38,7 @@ impl Answer<'_> {
         {
             object.insert("json".into(), value);
         }
+        object.extend(self.logprobs.map(|tokens| ("logprobs".to_owned(), chat_logprobs(tokens))));
         object.insert("finish".into(), reason.as_str().into());
         object.insert("model".into(), self.model.into());
         object.insert("seed".into(), (*seed).into());
@@ -82,12 +86,16 @@ pub(crate) fn numbers(refusal: &Refusal) -> Map<String, Value> {
     object
 }
 
-/// A piece of a streamed answer, the `seq`-th from 0. The id stands in it where several streams share one way.
-pub fn stream_piece(id: Option<&str>, seq: u64, text: &str) -> Value {
+/// A piece of a streamed answer, the `seq`-th from 0. The id stands in it where several streams share one way, and the
+/// log probabilities of its tokens where there are any.
+pub fn stream_piece(id: Option<&str>, seq: u64, text: &str, logprobs: &[TokenLogprob]) -> Value {
     let mut object = Map::new();
     object.extend(id.map(|id| ("id".to_owned(), Value::from(id))));
     object.insert("seq".into(), seq.into());
     object.insert("d".into(), text.into());
+    if !logprobs.is_empty() {
+        object.insert("logprobs".into(), chat_logprobs(logprobs));
+    }
     Value::Object(object)
 }
 
@@ -174,6 +182,7 @@ mod tests {
             id: Some("esp32-7:42"),
             text,
             is_json: true,
+            logprobs: None,
             finish: &finish,
             model: "m",
             node: Some("n"),
@@ -191,6 +200,7 @@ mod tests {
             id: None,
             text: "{\"li",
             is_json: true,
+            logprobs: None,
             finish: &finish,
             model: "m",
             node: None,
@@ -212,7 +222,7 @@ mod tests {
             error_object(Some("a"), &refusal).to_string(),
             r#"{"v":1,"id":"a","status":"error","code":"busy","message":"full","retry_after_ms":4000,"limit":8,"have":9}"#
         );
-        assert_eq!(stream_piece(None, 0, "Hel").to_string(), r#"{"seq":0,"d":"Hel"}"#);
+        assert_eq!(stream_piece(None, 0, "Hel", &[]).to_string(), r#"{"seq":0,"d":"Hel"}"#);
         assert_eq!(stream_end(None, 7, None).to_string(), r#"{"seq":7,"end":true,"n":8}"#);
         assert_eq!(
             stream_end(Some("a"), 1, Some(&refusal)).to_string(),

@@ -103,7 +103,9 @@ fn read(
         refuse_not_done(&fields, kind)?;
         let (id, reply_to) = (id?, reply_to?);
         let asked = read_checked(&fields, kind, profile, context)?;
-        Ok(Asked { id, reply_to, format: format?, max_bytes: max_bytes?, ..asked })
+        let asked = Asked { id, reply_to, format: format?, max_bytes: max_bytes?, ..asked };
+        check_logprobs_fit(&asked)?;
+        Ok(asked)
     };
     asked().map_err(|refusal| AskError {
         refusal: Box::new(refusal),
@@ -128,8 +130,8 @@ fn read_checked(
     let named = profile_name(fields, from_topic)?;
     let profile =
         named.map(|name| context.profiles.find(name).map(|profile| (name, profile))).transpose()?;
-    let Generation { sampling, max_tokens, stop, constraint, priority, timeout } =
-        generation::read(fields, profile, context.limits)?;
+    let Generation { sampling, max_tokens, stop, constraint, logprobs, priority, timeout } =
+        generation::read(fields, kind, profile, context.limits)?;
     let input = match kind {
         Kind::Completion => completion(fields, profile)?,
         Kind::Chat | Kind::Ask => conversation(fields, kind, profile, context)?,
@@ -142,7 +144,8 @@ fn read_checked(
             options.boolean("include_usage")?.unwrap_or(false)
         }
     };
-    let request = Request { input, sampling, max_tokens, stop, constraint };
+    let echo = echo(fields, &input, logprobs)?;
+    let request = Request { input, sampling, max_tokens, stop, constraint, logprobs };
     Ok(Asked {
         submission: Submission { request, identity: context.identity.clone(), priority, timeout },
         id: None,
@@ -152,6 +155,7 @@ fn read_checked(
         format: AnswerFormat::default(),
         max_bytes: None,
         reply_to: None,
+        echo,
         echo_model: fields.string("model")?.map(str::to_owned),
     })
 }
@@ -246,6 +250,41 @@ fn conversation(
             Ok(Input::Chat(messages))
         }
     }
+}
+
+/// The prompt, where a completion is to repeat it in front of its answer.
+fn echo(
+    fields: &Fields<'_>,
+    input: &Input,
+    logprobs: Option<u8>,
+) -> Result<Option<String>, Refusal> {
+    if !fields.boolean("echo")?.unwrap_or(false) {
+        return Ok(None);
+    }
+    if logprobs.is_some() {
+        let message = "`echo` with `logprobs` is not supported: the log probabilities of the prompt's own tokens are not computed; ask without one of the two";
+        return Err(Refusal::new(Code::Unsupported, message).with_param("echo"));
+    }
+    Ok(match input {
+        Input::Completion(text) => Some(text.clone()),
+        Input::Chat(_) | Input::Ask { .. } => None,
+    })
+}
+
+/// Log probabilities stand in answer objects: bare text and numbered parts have no place for them.
+fn check_logprobs_fit(asked: &Asked) -> Result<(), Refusal> {
+    if asked.submission.request.logprobs.is_none() {
+        return Ok(());
+    }
+    let other = match asked {
+        Asked { format: AnswerFormat::Text, .. } => "format",
+        Asked { max_bytes: Some(_), .. } => "max_bytes",
+        _ => return Ok(()),
+    };
+    let message = format!(
+        "`logprobs` have no place in an answer with this `{other}`; leave one of the two out"
+    );
+    Err(Refusal::new(Code::Unsupported, message).with_param("logprobs"))
 }
 
 /// A completion's prompt.

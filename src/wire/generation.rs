@@ -1,12 +1,13 @@
 //! The part of a request that says how the answer is made: sampling, stops, the answer's form, urgency. The same in all
 //! three kinds of request; a profile's values stand in where the request says nothing.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::fields::Fields;
-use super::known::refuse_unknown;
+use super::known::{Kind, refuse_unknown};
 use super::limits::Limits;
 use super::names::shown;
 use super::profile::{Profile, priority_by_name};
@@ -19,6 +20,7 @@ pub(super) struct Generation {
     pub(super) max_tokens: Option<u32>,
     pub(super) stop: Vec<String>,
     pub(super) constraint: Constraint,
+    pub(super) logprobs: Option<u8>,
     pub(super) priority: Priority,
     pub(super) timeout: Option<Duration>,
 }
@@ -26,6 +28,7 @@ pub(super) struct Generation {
 /// Reads how the answer is made.
 pub(super) fn read(
     fields: &Fields<'_>,
+    kind: Kind,
     profile: Option<(&str, &Profile)>,
     limits: &Limits,
 ) -> Result<Generation, Refusal> {
@@ -34,16 +37,17 @@ pub(super) fn read(
     let most_ms = u64::try_from(limits.timeout.as_millis()).unwrap_or(u64::MAX);
     let timeout = fields.integer("timeout_ms", &(1..=most_ms))?.map(Duration::from_millis);
     Ok(Generation {
-        sampling: sampling(fields, given)?,
+        sampling: sampling(fields, given, limits)?,
         max_tokens: max_tokens(fields)?.or(given.max_tokens),
         stop: stop(fields, limits)?.unwrap_or_else(|| given.stop.clone()),
         constraint: held(constraint(fields, limits)?, profile)?,
+        logprobs: logprobs(fields, kind)?,
         priority: priority(fields)?.or(given.priority).unwrap_or_default(),
         timeout: timeout.or(given.timeout),
     })
 }
 
-fn sampling(fields: &Fields<'_>, given: &Profile) -> Result<Sampling, Refusal> {
+fn sampling(fields: &Fields<'_>, given: &Profile, limits: &Limits) -> Result<Sampling, Refusal> {
     // Dividing logits by less than this cannot be told from taking the best token, but it overflows.
     const GREEDY_BELOW: f32 = 1e-4;
     let base = Sampling::default();
@@ -57,8 +61,82 @@ fn sampling(fields: &Fields<'_>, given: &Profile) -> Result<Sampling, Refusal> {
         top_k: top_k.or(given.top_k).unwrap_or(base.top_k),
         top_p: fields.number("top_p", &(0.0..=1.0))?.or(given.top_p).map_or(base.top_p, to_f32),
         min_p: fields.number("min_p", &(0.0..=1.0))?.or(given.min_p).map_or(base.min_p, to_f32),
+        repetition_penalty: fields
+            .number("repetition_penalty", &REPETITION)?
+            .or(given.repetition_penalty)
+            .map_or(base.repetition_penalty, to_f32),
+        presence_penalty: fields
+            .number("presence_penalty", &PENALTY)?
+            .or(given.presence_penalty)
+            .map_or(base.presence_penalty, to_f32),
+        frequency_penalty: fields
+            .number("frequency_penalty", &PENALTY)?
+            .or(given.frequency_penalty)
+            .map_or(base.frequency_penalty, to_f32),
+        logit_bias: logit_bias(fields, limits)?,
         seed: fields.seed("seed")?,
     })
+}
+
+/// Presence and frequency penalties, as `OpenAI` bounds them.
+pub(super) const PENALTY: RangeInclusive<f64> = -2.0..=2.0;
+
+/// Repetition penalties: beyond these a single occurrence decides everything, and 0 would divide by nothing.
+pub(super) const REPETITION: RangeInclusive<f64> = 0.1..=10.0;
+
+/// Token ids, each with what is added to its logit.
+fn logit_bias(fields: &Fields<'_>, limits: &Limits) -> Result<Vec<(u32, f32)>, Refusal> {
+    let Some(biases) = fields.object("logit_bias")? else { return Ok(Vec::new()) };
+    let have = biases.names().count();
+    if have > limits.logit_biases {
+        let message =
+            format!("`logit_bias` has {have} tokens; {} are possible", limits.logit_biases);
+        let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let refusal = Refusal::bad_request(message).with_param("logit_bias");
+        return Err(refusal.with_limit(number(limits.logit_biases), number(have)));
+    }
+    let mut read = Vec::with_capacity(have);
+    for name in biases.names() {
+        // `+1` and `007` are other ways to write an id that is there already.
+        let id = name.parse::<u32>().ok().filter(|id| id.to_string() == name);
+        let Some(id) = id else {
+            let message = format!(
+                "the names in `logit_bias` must be token ids, but one is {}; `promptd model tokenize` shows them",
+                shown(name)
+            );
+            return Err(Refusal::bad_request(message).with_param("logit_bias"));
+        };
+        if let Some(bias) = biases.number(name, &(-100.0..=100.0))? {
+            read.push((id, to_f32(bias)));
+        }
+    }
+    Ok(read)
+}
+
+/// Whether log probabilities are wanted, and of how many alternatives. The two APIs ask in different ways: a chat with
+/// `logprobs: true` and `top_logprobs`, a completion with one number. promptd's own request is like a chat.
+fn logprobs(fields: &Fields<'_>, kind: Kind) -> Result<Option<u8>, Refusal> {
+    let small = |number: u64| u8::try_from(number).unwrap_or(u8::MAX);
+    let top = fields.integer("top_logprobs", &(0..=20))?.filter(|top| *top > 0);
+    if kind == Kind::Completion {
+        if top.is_some() {
+            let message = "`top_logprobs` is no field of a completion request; `logprobs` takes the number there";
+            return Err(Refusal::bad_request(message).with_param("top_logprobs"));
+        }
+        // `false` is what the chat API's default would be.
+        if fields.get("logprobs") == Some(&Value::Bool(false)) {
+            return Ok(None);
+        }
+        return Ok(fields.integer("logprobs", &(0..=5))?.map(small));
+    }
+    match (fields.boolean("logprobs")?.unwrap_or(false), top) {
+        (true, top) => Ok(Some(small(top.unwrap_or(0)))),
+        (false, None) => Ok(None),
+        (false, Some(_)) => {
+            let message = "`top_logprobs` needs `logprobs` to be true";
+            Err(Refusal::bad_request(message).with_param("top_logprobs"))
+        }
+    }
 }
 
 /// `max_tokens`, or `max_completion_tokens` as OpenAI calls it now.
@@ -106,6 +184,10 @@ fn constraint(fields: &Fields<'_>, limits: &Limits) -> Result<Constraint, Refusa
     let choices = choices
         .map(|list| strings(list, "choices", limits.choices, limits.choice_bytes))
         .transpose()?;
+    let grammar = fields
+        .string("grammar")?
+        .map(|grammar| bounded(grammar, "grammar", limits.grammar_bytes))
+        .transpose()?;
     let mut wanted: Vec<Constraint> = Vec::new();
     wanted.extend(Some(format).filter(|format| *format != Constraint::None));
     wanted.extend(regex.map(Constraint::Regex));
@@ -116,13 +198,13 @@ fn constraint(fields: &Fields<'_>, limits: &Limits) -> Result<Constraint, Refusa
         }
         wanted.push(Constraint::Choices(choices));
     }
+    wanted.extend(grammar.map(Constraint::Lark));
     match (wanted.pop(), wanted.is_empty()) {
         (None, _) => Ok(Constraint::None),
         (Some(one), true) => Ok(one),
         (Some(one), false) => {
-            let param = if matches!(one, Constraint::Choices(_)) { "choices" } else { "regex" };
-            let message = "only one of `response_format`, `regex` and `choices` can hold at a time";
-            Err(Refusal::bad_request(message).with_param(param))
+            let message = "only one of `response_format`, `regex`, `choices` and `grammar` can hold at a time";
+            Err(Refusal::bad_request(message).with_param(param_of(&one)))
         }
     }
 }
@@ -155,7 +237,7 @@ fn response_format(fields: &Fields<'_>) -> Result<Constraint, Refusal> {
         }
         "grammar" | "regex" | "structural_tag" => {
             let message = format!(
-                "`response_format` of type `{kind}` is not supported; there are `regex` and `choices`"
+                "`response_format` of type `{kind}` is not supported; there are the fields `regex`, `choices` and `grammar`"
             );
             Err(Refusal::new(Code::Unsupported, message).with_param("response_format.type"))
         }
@@ -167,6 +249,16 @@ fn response_format(fields: &Fields<'_>) -> Result<Constraint, Refusal> {
     }
 }
 
+/// The field that asks for a form.
+fn param_of(constraint: &Constraint) -> &'static str {
+    match constraint {
+        Constraint::Regex(_) => "regex",
+        Constraint::Choices(_) => "choices",
+        Constraint::Lark(_) => "grammar",
+        Constraint::None | Constraint::JsonObject | Constraint::JsonSchema(_) => "response_format",
+    }
+}
+
 /// A profile's form of the answer always holds, and a request cannot bring another one along.
 fn held(asked: Constraint, profile: Option<(&str, &Profile)>) -> Result<Constraint, Refusal> {
     let Some((name, profile)) = profile else { return Ok(asked) };
@@ -175,13 +267,7 @@ fn held(asked: Constraint, profile: Option<(&str, &Profile)>) -> Result<Constrai
         (held, Constraint::None) => Ok(held),
         (held, asked) if held == asked => Ok(held),
         (_, asked) => {
-            let param = match asked {
-                Constraint::Regex(_) => "regex",
-                Constraint::Choices(_) => "choices",
-                Constraint::None | Constraint::JsonObject | Constraint::JsonSchema(_) => {
-                    "response_format"
-                }
-            };
+            let param = param_of(&asked);
             let message = format!(
                 "the profile {} already says what form its answers have; leave `{param}` out",
                 shown(name)
@@ -223,3 +309,7 @@ fn bounded(text: &str, path: &str, bytes: usize) -> Result<String, Refusal> {
 fn to_f32(number: f64) -> f32 {
     number as f32
 }
+
+#[cfg(test)]
+#[path = "generation_tests.rs"]
+mod tests;

@@ -21,6 +21,11 @@ pub struct Limits {
     pub choice_bytes: usize,
     /// Bytes of a regular expression: compiling one costs the engine time and memory.
     pub regex_bytes: usize,
+    /// Bytes of a grammar; the engine compiles none that is larger.
+    pub grammar_bytes: usize,
+    /// Tokens with a bias of their own. Each is looked up at every token of the answer; lists of banned words have
+    /// hundreds.
+    pub logit_biases: usize,
     /// Characters of an id: it becomes part of a topic, and of log lines.
     pub id_chars: usize,
     /// Bytes of a reply topic. MQTT allows 65,535; nobody means that.
@@ -44,6 +49,8 @@ impl Default for Limits {
             choices: 256,
             choice_bytes: 256,
             regex_bytes: 4096,
+            grammar_bytes: 64 << 10,
+            logit_biases: 1024,
             id_chars: 128,
             topic_bytes: 1024,
             timeout: Duration::from_hours(7 * 24),

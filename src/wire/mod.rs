@@ -13,6 +13,7 @@ mod fields;
 mod generation;
 mod known;
 mod limits;
+mod logprobs;
 mod messages;
 mod names;
 mod profile;
@@ -24,6 +25,7 @@ pub use answer::{Answer, error_object, progress_object, stream_end, stream_piece
 pub(crate) use answer::{milliseconds, numbers as refusal_numbers, rounded};
 pub use ask::{parse_ask, parse_chat, parse_completion};
 pub use limits::Limits;
+pub(crate) use logprobs::{chat as chat_logprobs, completion as completion_logprobs};
 pub use names::check_id;
 pub use profile::{Profile, Profiles};
 pub use status::status_object;
@@ -61,6 +63,8 @@ pub struct Asked {
     pub max_bytes: Option<usize>,
     /// The MQTT topic the asker wants the answer on.
     pub reply_to: Option<String>,
+    /// The prompt, where a completion is to repeat it in front of its answer.
+    pub echo: Option<String>,
     /// The model as the asker named it.
     pub echo_model: Option<String>,
 }

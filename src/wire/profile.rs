@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+use super::generation::{PENALTY, REPETITION};
 use super::limits::Limits;
 use super::names;
 use crate::request::{Code, Constraint, Priority, Refusal};
@@ -22,6 +23,8 @@ pub struct Profile {
     pub regex: Option<String>,
     /// The strings of which an answer is one.
     pub choices: Vec<String>,
+    /// The grammar that answers follow, in llguidance's variant of Lark.
+    pub grammar: Option<String>,
     /// The most tokens of an answer.
     pub max_tokens: Option<u32>,
     /// Sampling temperature, 0 to 2.
@@ -32,6 +35,12 @@ pub struct Profile {
     pub top_k: Option<u32>,
     /// Least probability relative to the best token, 0 to 1.
     pub min_p: Option<f64>,
+    /// Penalty on all tokens that came, 0.1 to 10; 1 is none.
+    pub repetition_penalty: Option<f64>,
+    /// Penalty on tokens that the answer holds, -2 to 2.
+    pub presence_penalty: Option<f64>,
+    /// The same for each time that it holds them, -2 to 2.
+    pub frequency_penalty: Option<f64>,
     /// Strings that end an answer.
     pub stop: Vec<String>,
     /// After how long an answer is worthless; `timeout_ms` in the file.
@@ -49,15 +58,19 @@ impl Profile {
     /// `bad_request` with the key as `param`.
     pub fn check(&self, limits: &Limits) -> Result<(), Refusal> {
         let bad = |key: &str, message: String| Err(Refusal::bad_request(message).with_param(key));
-        for (key, value, high) in [
-            ("temperature", self.temperature, 2.0),
-            ("top_p", self.top_p, 1.0),
-            ("min_p", self.min_p, 1.0),
+        for (key, value, range) in [
+            ("temperature", self.temperature, 0.0..=2.0),
+            ("top_p", self.top_p, 0.0..=1.0),
+            ("min_p", self.min_p, 0.0..=1.0),
+            ("repetition_penalty", self.repetition_penalty, REPETITION),
+            ("presence_penalty", self.presence_penalty, PENALTY),
+            ("frequency_penalty", self.frequency_penalty, PENALTY),
         ] {
-            if let Some(value) = value.filter(|value| !(0.0..=high).contains(value)) {
+            if let Some(value) = value.filter(|value| !range.contains(value)) {
+                let (low, high) = (range.start(), range.end());
                 return bad(
                     key,
-                    format!("`{key}` must be a number from 0 to {high}, but is {value}"),
+                    format!("`{key}` must be a number from {low} to {high}, but is {value}"),
                 );
             }
         }
@@ -88,11 +101,17 @@ impl Profile {
 
     fn check_constraint(&self, limits: &Limits) -> Result<(), Refusal> {
         let bad = |key: &str, message: String| Err(Refusal::bad_request(message).with_param(key));
-        let given = [self.schema.is_some(), self.regex.is_some(), !self.choices.is_empty()];
+        let given = [
+            self.schema.is_some(),
+            self.regex.is_some(),
+            !self.choices.is_empty(),
+            self.grammar.is_some(),
+        ];
         if given.into_iter().filter(|given| *given).count() > 1 {
             return bad(
                 "schema",
-                "only one of `schema`, `regex` and `choices` can hold at a time".to_owned(),
+                "only one of `schema`, `regex`, `choices` and `grammar` can hold at a time"
+                    .to_owned(),
             );
         }
         if let Some(schema) = &self.schema {
@@ -108,6 +127,16 @@ impl Profile {
             .is_some_and(|regex| regex.is_empty() || regex.len() > limits.regex_bytes)
         {
             return bad("regex", format!("`regex` must have 1 to {} bytes", limits.regex_bytes));
+        }
+        if self
+            .grammar
+            .as_ref()
+            .is_some_and(|grammar| grammar.is_empty() || grammar.len() > limits.grammar_bytes)
+        {
+            return bad(
+                "grammar",
+                format!("`grammar` must have 1 to {} bytes", limits.grammar_bytes),
+            );
         }
         if self.choices.len() > limits.choices {
             return bad("choices", format!("`choices` may have {} strings", limits.choices));
@@ -128,6 +157,8 @@ impl Profile {
             Constraint::JsonSchema(schema.clone())
         } else if let Some(regex) = &self.regex {
             Constraint::Regex(regex.clone())
+        } else if let Some(grammar) = &self.grammar {
+            Constraint::Lark(grammar.clone())
         } else if self.choices.is_empty() {
             Constraint::None
         } else {
@@ -245,6 +276,10 @@ mod tests {
             ("[a]\ntemperature = 2.5", "temperature"),
             ("[a]\ntop_p = nan", "top_p"),
             ("[a]\nmin_p = -0.1", "min_p"),
+            ("[a]\nrepetition_penalty = 0", "repetition_penalty"),
+            ("[a]\npresence_penalty = 2.1", "presence_penalty"),
+            ("[a]\nfrequency_penalty = -3", "frequency_penalty"),
+            ("[a]\ngrammar = \"\"", "grammar"),
             ("[a]\nmax_tokens = 0", "max_tokens"),
             ("[a]\ntimeout_ms = 0", "timeout_ms"),
             ("[a]\nstop = [\"\"]", "stop"),

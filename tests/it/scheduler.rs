@@ -46,7 +46,7 @@ async fn rest(ticket: &mut Ticket) -> (String, Vec<u32>, Event) {
     loop {
         match ticket.next().await.expect("a final event comes") {
             Event::Prefill { .. } => {}
-            Event::Delta { text, tokens } => {
+            Event::Delta { text, tokens, .. } => {
                 all.push_str(&text);
                 every.extend(tokens);
             }
@@ -278,7 +278,7 @@ async fn an_asker_that_does_not_read_holds_up_nobody_and_misses_nothing() {
     bench.engine.event(lazy.id(), finished(5000)).await;
     bench.until(Status::is_idle).await;
     // Everything is there, in one piece.
-    let Some(Event::Delta { text, tokens: got }) = lazy.next().await else { panic!("no text") };
+    let Some(Event::Delta { text, tokens: got, .. }) = lazy.next().await else { panic!("no text") };
     assert_eq!(got, tokens);
     assert_eq!(text, words(&tokens));
     assert!(matches!(lazy.next().await, Some(Event::Finished(_))));
@@ -295,7 +295,7 @@ async fn a_dead_engine_is_a_pause_and_the_text_goes_on() {
         bench.engine.event(ticket.id(), delta(token)).await;
     }
     // One piece is read before the death, the rest after it: no difference.
-    let Some(Event::Delta { text: mut before, tokens: mut seen }) = ticket.next().await else {
+    let Some(Event::Delta { text: mut before, tokens: mut seen, .. }) = ticket.next().await else {
         panic!("no text")
     };
     bench.engine.die().await;

@@ -158,10 +158,10 @@ impl Core {
             // A resumed prompt is read again, answer included; its asker has seen that once.
             Event::Prefill { .. } if !prompt.delivered.is_empty() => {}
             Event::Prefill { .. } => self.actions.push(Action::Deliver { id, event }),
-            Event::Delta { text, tokens } => {
+            Event::Delta { ref tokens, .. } => {
                 answering.get_or_insert(now);
-                prompt.delivered.extend(&tokens);
-                self.actions.push(Action::Deliver { id, event: Event::Delta { text, tokens } });
+                prompt.delivered.extend(tokens);
+                self.actions.push(Action::Deliver { id, event });
             }
             Event::Finished(mut finish) => {
                 finish.seed = prompt.seed;

@@ -20,6 +20,7 @@ pub(super) fn submission(who: &str) -> Submission {
             max_tokens: None,
             stop: Vec::new(),
             constraint: Constraint::None,
+            logprobs: None,
         },
         identity: Identity(who.to_owned()),
         priority: Priority::Normal,
@@ -53,7 +54,7 @@ pub(super) fn died(restart_in: Option<Duration>) -> EngineEvent {
 }
 
 pub(super) fn delta(token: u32) -> Event {
-    Event::Delta { text: format!("<{token}>"), tokens: vec![token] }
+    Event::Delta { text: format!("<{token}>"), tokens: vec![token], logprobs: vec![] }
 }
 
 pub(super) fn finish(prefill: Duration, decode: Duration, completion: u32) -> Event {

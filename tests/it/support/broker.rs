@@ -322,7 +322,7 @@ impl Board {
     /// The next prompt.
     pub(crate) async fn submitted(&mut self) -> (Submission, Verdict) {
         match soon(self.script.next()).await.unwrap() {
-            Call::Submit(submission, verdict) => (submission, verdict),
+            Call::Submit(submission, verdict) => (*submission, verdict),
             other => panic!("no prompt, but {other:?}"),
         }
     }

@@ -80,7 +80,7 @@ impl Door {
     /// The next prompt that is handed in.
     pub(crate) async fn submitted(&mut self) -> (Submission, Verdict) {
         match soon(self.script.next()).await.unwrap() {
-            Call::Submit(submission, verdict) => (submission, verdict),
+            Call::Submit(submission, verdict) => (*submission, verdict),
             other => panic!("no prompt, but {other:?}"),
         }
     }
@@ -170,7 +170,7 @@ pub(crate) fn prefill() -> Event {
 }
 
 pub(crate) fn delta(text: &str) -> Event {
-    Event::Delta { text: text.to_owned(), tokens: vec![1] }
+    Event::Delta { text: text.to_owned(), tokens: vec![1], logprobs: vec![] }
 }
 
 pub(crate) fn finished() -> Event {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use promptd::inference::{Config, LoadError, Loaded, Prepared, load};
-use promptd::request::{Constraint, Event, Finish, Input, PromptId, Refusal, Request, Sampling};
+use promptd::request::{
+    Constraint, Event, Finish, Input, PromptId, Refusal, Request, Sampling, TokenLogprob,
+};
 use serde_json::Value;
 
 pub(crate) use super::{library, material};
@@ -48,6 +50,7 @@ pub(crate) fn request(input: Input, max_tokens: u32) -> Request {
         max_tokens: Some(max_tokens),
         stop: vec![],
         constraint: Constraint::None,
+        logprobs: None,
     }
 }
 
@@ -60,6 +63,9 @@ pub(crate) fn completion(line: &Value, max_tokens: u32) -> Request {
 pub(crate) struct Answer {
     pub(crate) deltas: Vec<String>,
     pub(crate) tokens: Vec<u32>,
+    /// Tokens of each delta.
+    pub(crate) sizes: Vec<usize>,
+    pub(crate) logprobs: Vec<TokenLogprob>,
     pub(crate) prefill: Vec<(u32, u32)>,
     pub(crate) end: Option<Result<Finish, Refusal>>,
 }
@@ -69,9 +75,11 @@ impl Answer {
         assert!(self.end.is_none(), "an event after the last: {event:?}");
         match event {
             Event::Prefill { done, total } => self.prefill.push((done, total)),
-            Event::Delta { text, tokens } => {
+            Event::Delta { text, tokens, logprobs } => {
                 self.deltas.push(text);
+                self.sizes.push(tokens.len());
                 self.tokens.extend(tokens);
+                self.logprobs.extend(logprobs);
             }
             Event::Finished(finish) => self.end = Some(Ok(finish)),
             Event::Failed(refusal) => self.end = Some(Err(refusal)),

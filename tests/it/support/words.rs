@@ -14,6 +14,7 @@ pub(crate) fn request(text: &str) -> Request {
         max_tokens: None,
         stop: Vec::new(),
         constraint: Constraint::None,
+        logprobs: None,
     }
 }
 
@@ -53,7 +54,7 @@ pub(crate) fn load() -> LoadRequest {
 
 /// One token and its text.
 pub(crate) fn delta(token: u32) -> Event {
-    Event::Delta { text: format!("<{token}>"), tokens: vec![token] }
+    Event::Delta { text: format!("<{token}>"), tokens: vec![token], logprobs: vec![] }
 }
 
 /// The texts of [`delta`]s in a row.
