@@ -12,6 +12,8 @@ use serde_json::Value;
 use toktrie_hf_tokenizers::ByteTokenizer;
 
 use super::form::{Endings, Form};
+use super::lark;
+use super::schema;
 use super::tokenizer::Tokenizer;
 use crate::request::{Code, Constraint, Refusal};
 
@@ -33,8 +35,6 @@ const MAX_LEXER_STATES: usize = 50_000;
 /// Honest schemas compile in milliseconds; some small ones take time exponential in their size, which llguidance's own
 /// limits do not catch.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Expressions that one `allOf` makes hold at once: the time to intersect them doubles with each.
-const MAX_INTERSECTED: usize = 8;
 /// Compilations that passed the deadline cannot be stopped, only outlived: beyond this many no other is begun.
 const MAX_OVERDUE: usize = 1;
 /// Reasons reach clients; llguidance's can hold whole expressions.
@@ -80,6 +80,12 @@ impl Grammars {
         let endings = || Arc::new(Endings::new(self.0.tokenizer.pieces(), self.0.vocab));
         Ok(matcher
             .map(|matcher| Form::new(matcher, Arc::clone(self.0.endings.get_or_init(endings)))))
+    }
+
+    /// The matcher alone, for tests.
+    #[cfg(test)]
+    pub(super) fn compile_matcher(&self, constraint: &Constraint) -> Result<Matcher, Refusal> {
+        self.compile_within(constraint, DEADLINE)?.ok_or_else(|| unusable("there is none"))
     }
 
     /// Compilers recurse, may panic and may take for ever: each runs on a thread of its own.
@@ -177,20 +183,13 @@ impl Compiler {
 fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, Refusal> {
     match constraint {
         Constraint::None => Err(unusable("there is none")),
-        Constraint::JsonObject => Ok(schema(serde_json::json!({"type": "object"}))),
-        Constraint::JsonSchema(source) => {
-            let value: Value = serde_json::from_str(source)
-                .map_err(|error| unusable(format!("it is not JSON: {error}")))?;
-            check_intersections(&value)?;
-            match value {
-                Value::Object(_) => Ok(schema(value)),
-                Value::Bool(true) => Ok(schema(serde_json::json!({}))),
-                Value::Bool(false) => Err(unusable("no text can satisfy `false`")),
-                _ => Err(unusable("a schema is an object")),
-            }
-        }
+        Constraint::JsonObject => Ok(of_schema(serde_json::json!({"type": "object"}))),
+        Constraint::JsonSchema(source) => Ok(of_schema(schema::read(source)?)),
         Constraint::Regex(source) => Ok(TopLevelGrammar::from_regex(source)),
-        Constraint::Lark(source) => Ok(TopLevelGrammar::from_lark(source.clone())),
+        Constraint::Lark(source) => {
+            lark::check(source)?;
+            Ok(TopLevelGrammar::from_lark(source.clone()))
+        }
         Constraint::Choices(choices) => {
             let choices: Vec<String> = choices.iter().map(|choice| escape(choice)).collect();
             Ok(TopLevelGrammar::from_regex(&format!("({})", choices.join("|"))))
@@ -199,10 +198,14 @@ fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, Refusal> {
 }
 
 /// A schema with our own compiler options, which also takes the place of any that the client wrote into it.
-fn schema(mut value: Value) -> TopLevelGrammar {
+fn of_schema(mut value: Value) -> TopLevelGrammar {
     // Free white space would let a weak model write spaces until its tokens run out.
-    let options =
-        JsonCompileOptions { whitespace_flexible: false, ..JsonCompileOptions::default() };
+    let options = JsonCompileOptions {
+        whitespace_flexible: false,
+        // Each character has one way to be written: a name in `\u` escapes would pass for another than it is.
+        json_allowed_escapes: Some("nrbtf\\\"".to_owned()),
+        ..JsonCompileOptions::default()
+    };
     options.apply_to(&mut value);
     TopLevelGrammar::from_json_schema(value)
 }
@@ -234,37 +237,6 @@ fn check(constraint: &Constraint) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Refuses `allOf`s over many expressions.
-fn check_intersections(schema: &Value) -> Result<(), Refusal> {
-    fn expressions(value: &Value) -> usize {
-        match value {
-            Value::Array(values) => values.iter().map(expressions).sum(),
-            Value::Object(fields) => fields
-                .iter()
-                .map(|(key, value)| {
-                    usize::from(matches!(key.as_str(), "pattern" | "multipleOf"))
-                        + expressions(value)
-                })
-                .sum(),
-            _ => 0,
-        }
-    }
-    match schema {
-        Value::Array(values) => values.iter().try_for_each(check_intersections),
-        Value::Object(fields) => fields.iter().try_for_each(|(key, value)| {
-            let count = if key == "allOf" { expressions(value) } else { 0 };
-            if count > MAX_INTERSECTED {
-                let what = "`pattern` and `multipleOf`";
-                return Err(unusable(format!(
-                    "an `allOf` holds {count} of {what}, at most {MAX_INTERSECTED} are compiled"
-                )));
-            }
-            check_intersections(value)
-        }),
-        _ => Ok(()),
-    }
-}
-
 /// The deepest nesting of brackets, those inside of strings counted as well: a little stricter than need be.
 fn nesting(source: &str) -> usize {
     let (mut depth, mut deepest) = (0_usize, 0);
@@ -289,10 +261,10 @@ fn escape(text: &str) -> String {
     })
 }
 
-fn unusable(reason: impl std::fmt::Display) -> Refusal {
+pub(super) fn unusable(reason: impl std::fmt::Display) -> Refusal {
     let reason = reason.to_string();
     // Behind the reason llguidance may add its own state or a backtrace.
-    let reason = reason.split("\n<").next().unwrap_or_default();
+    let reason = schema::explained(reason.split("\n<").next().unwrap_or_default());
     let more = if reason.chars().count() > MAX_REASON_CHARS { "…" } else { "" };
     let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
     Refusal::bad_request(format!("the form of the answer cannot be used: {reason}{more}"))

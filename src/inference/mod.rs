@@ -15,6 +15,7 @@ mod generation;
 mod grammar;
 mod graph;
 mod kv_cache;
+mod lark;
 mod logprobs;
 mod manifest;
 mod mapped;
@@ -25,6 +26,9 @@ mod preparer;
 mod runner;
 mod runtime;
 mod sampler;
+mod schema;
+#[cfg(test)]
+mod schema_suite;
 mod stop;
 mod template;
 #[cfg(test)]

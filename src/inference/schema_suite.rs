@@ -1,0 +1,219 @@
+//! The JSON-Schema test suite (drafts 2020-12 and 7): each schema is enforced rightly, or refused with the keyword named.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use llguidance::Matcher;
+use serde_json::{Map, Value, json};
+
+use super::grammar::Grammars;
+use super::test_material;
+use super::tokenizer::tests::tiny;
+use crate::request::{Code, Constraint};
+
+fn grammars() -> Grammars {
+    let tokenizer = tiny();
+    let vocab = tokenizer.vocab_size();
+    Grammars::new(Arc::new(tokenizer), Arc::new([2]), vocab)
+}
+
+/// Texts of a value: its properties in all orders, because a form fixes the order that the schema names them in.
+fn texts(value: &Value) -> Vec<String> {
+    const MOST: usize = 720;
+    match value {
+        Value::Array(items) => {
+            let mut all = vec![String::new()];
+            for item in items {
+                let ends = texts(item);
+                all = all
+                    .iter()
+                    .flat_map(|start| ends.iter().map(move |end| format!("{start},{end}")))
+                    .take(MOST)
+                    .collect();
+            }
+            all.iter().map(|text| format!("[{}]", text.strip_prefix(',').unwrap_or(text))).collect()
+        }
+        Value::Object(map) if map.is_empty() => vec!["{}".to_owned()],
+        Value::Object(map) => orders(map)
+            .into_iter()
+            .map(|text| format!("{{{}}}", text.strip_prefix(',').unwrap_or(&text)))
+            .take(MOST)
+            .collect(),
+        other => vec![other.to_string()],
+    }
+}
+
+fn orders(map: &Map<String, Value>) -> Vec<String> {
+    if map.is_empty() {
+        return vec![String::new()];
+    }
+    let mut all = Vec::new();
+    for (key, value) in map {
+        let rest: Map<String, Value> = map
+            .iter()
+            .filter(|(other, _)| *other != key)
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
+        for (start, end) in texts(value)
+            .iter()
+            .flat_map(|start| orders(&rest).into_iter().map(move |end| (start.clone(), end)))
+        {
+            all.push(format!(",{}:{start}{end}", Value::from(key.as_str())));
+        }
+    }
+    all
+}
+
+/// Whether a form takes a text whole. `tiny` has a token for each byte.
+fn takes(matcher: &Matcher, text: &str) -> bool {
+    let mut matcher = matcher.clone();
+    let tokens: Vec<u32> = text.bytes().map(|byte| u32::from(byte) + 3).collect();
+    matches!(matcher.try_consume_tokens(&tokens), Ok(taken) if taken == tokens.len())
+        && (matcher.is_stopped() || matcher.is_accepting().unwrap_or(false))
+}
+
+/// Why a valid instance is not one that a form writes: forms write each value in one way, and some values not at all.
+fn left_out(file: &str, instance: &Value) -> Option<&'static str> {
+    fn any(value: &Value, wanted: &dyn Fn(&Value) -> bool) -> bool {
+        wanted(value)
+            || match value {
+                Value::Array(items) => items.iter().any(|item| any(item, wanted)),
+                Value::Object(fields) => fields.values().any(|item| any(item, wanted)),
+                _ => false,
+            }
+    }
+    let text = instance.as_str().unwrap_or_default();
+    let whole = |value: &Value| value.is_f64() && value.as_f64().is_some_and(|n| n.fract() == 0.0);
+    match file {
+        _ if any(instance, &whole) => Some("a whole number is written without a decimal point"),
+        _ if text.chars().any(char::is_control) => Some("control characters are not written"),
+        "format" => Some("formats are enforced, though draft 2020-12 takes them for annotations"),
+        "time" | "date-time" if text.contains(":60") => Some("leap seconds are not written"),
+        "hostname" if text.contains("--") => Some("host names have no two hyphens together"),
+        "email" if text.starts_with('"') || text.contains('[') => {
+            Some("e-mail addresses are plain")
+        }
+        "ipv6" if text.contains('.') => Some("IPv6 addresses are written in groups only"),
+        _ => None,
+    }
+}
+
+/// All groups of tests of a draft: the file's name, and the group with its dialect in the schema.
+fn groups(draft: &str) -> Option<Vec<(String, Value)>> {
+    let root = test_material::root()?.join("json-schema/JSON-Schema-Test-Suite/tests").join(draft);
+    let mut found = Vec::new();
+    for folder in ["", "optional", "optional/format"] {
+        let entries = std::fs::read_dir(root.join(folder)).unwrap().flatten();
+        for file in entries.map(|entry| entry.path()).filter(|file| file.is_file()) {
+            let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+            let groups: Vec<Value> =
+                serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+            for mut group in groups {
+                if draft == "draft7"
+                    && let Some(schema) = group["schema"].as_object_mut()
+                {
+                    let dialect = "http://json-schema.org/draft-07/schema#";
+                    schema.entry("$schema").or_insert_with(|| dialect.into());
+                }
+                found.push((name.clone(), group));
+            }
+        }
+    }
+    Some(found)
+}
+
+/// Whether a refusal names a keyword of the schema, or says that nothing can satisfy it.
+fn names_its_reason(message: &str, schema: &Value) -> bool {
+    let source = schema.to_string();
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let tail = message.split("cannot be used: ").nth(1).unwrap_or_default();
+    // The compiler quotes otherwise.
+    let mut other = tail.split('\'').skip(1).step_by(2);
+    // A meta-schema that is referred to has keywords of its own, which were not sent along.
+    let meta = schema["$ref"].as_str().is_some_and(|of| of.contains("//json-schema.org/"));
+    tail.starts_with("no text can satisfy")
+        || quoted.any(|name| name == "$ref" || meta || source.contains(&format!("\"{name}\"")))
+        || other.any(|name| source.contains(&format!("\"{name}\"")))
+}
+
+#[test]
+fn every_schema_of_the_suite_is_enforced_or_refused_by_name() {
+    let grammars = grammars();
+    for (draft, least) in [("draft2020-12", 1000), ("draft7", 700)] {
+        let Some(groups) = groups(draft) else { return };
+        let (mut enforced, mut refused, mut right) = (0, 0, 0);
+        let (mut left, mut wrong): (BTreeMap<&str, usize>, Vec<String>) =
+            (BTreeMap::new(), Vec::new());
+        for (file, group) in groups {
+            let schema = &group["schema"];
+            let matcher =
+                match grammars.compile_matcher(&Constraint::JsonSchema(schema.to_string())) {
+                    Ok(matcher) => matcher,
+                    Err(refusal) => {
+                        refused += 1;
+                        if !names_its_reason(&refusal.message, schema) {
+                            wrong.push(format!("{file}: {schema} is refused: {}", refusal.message));
+                        }
+                        continue;
+                    }
+                };
+            enforced += 1;
+            for test in group["tests"].as_array().unwrap() {
+                let taken = texts(&test["data"]).iter().any(|text| takes(&matcher, text));
+                match (test["valid"] == true, taken) {
+                    (true, true) | (false, false) => right += 1,
+                    (true, false) => match left_out(&file, &test["data"]) {
+                        Some(why) => *left.entry(why).or_default() += 1,
+                        None => {
+                            wrong.push(format!("{file}: {schema} does not take {}", test["data"]));
+                        }
+                    },
+                    (false, true) => wrong.push(format!("{file}: {schema} takes {}", test["data"])),
+                }
+            }
+        }
+        println!(
+            "{draft}: {enforced} schemas enforced, {refused} refused by name; {right} instances right; valid but not written: {left:?}"
+        );
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        assert!(right > least, "{right}");
+    }
+}
+
+/// Names that are written in another way, and names that come twice, are no way around a schema.
+#[test]
+fn no_spelling_leads_around_a_schema() {
+    let open = r#"{"type":"object","properties":{"a":{"type":"integer"}}}"#;
+    let matcher = grammars().compile_matcher(&Constraint::JsonSchema(open.into())).unwrap();
+    assert!(takes(&matcher, r#"{"a":1,"b":"x"}"#));
+    for text in [r#"{"a":"x"}"#, "{\"\\u0061\":\"x\"}", r#"{"a":1,"a":"x"}"#, r#"{"b":1,"a":"x"}"#]
+    {
+        assert!(!takes(&matcher, text), "{text}");
+    }
+}
+
+/// Each of these once took seconds to hours.
+#[test]
+fn what_would_take_for_ever_is_refused_at_once() {
+    let together = |count: usize| {
+        let all: Vec<String> = (0..count).map(|i| format!("/.*x{i}.*/")).collect();
+        Constraint::Lark(format!("start: A\nA: {}\n", all.join(" & ")))
+    };
+    let divisors = |all: &[u64]| {
+        let all: Vec<Value> =
+            all.iter().map(|of| json!({"type": "number", "multipleOf": of})).collect();
+        Constraint::JsonSchema(json!({"allOf": all}).to_string())
+    };
+    let (grammars, begun) = (grammars(), Instant::now());
+    for refused in [together(20), together(2000), divisors(&[101, 103, 105]), divisors(&[999_983])]
+    {
+        let refusal = grammars.compile_matcher(&refused).err().unwrap();
+        assert_eq!(refusal.code, Code::BadRequest, "{refusal}");
+    }
+    for fine in [together(7), divisors(&[9973])] {
+        assert!(grammars.compile_matcher(&fine).is_ok());
+    }
+    println!("{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(30));
+}
