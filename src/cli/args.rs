@@ -21,6 +21,9 @@ pub enum Command {
     /// Run the model for a service that started this process.
     #[command(hide = true)]
     Engine(Engine),
+    /// Try a form of an answer for an engine that started this process.
+    #[command(hide = true)]
+    Form,
     /// Ask the running service a question.
     Ask(Ask),
     /// Show how the running service is.

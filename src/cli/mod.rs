@@ -47,6 +47,7 @@ pub fn main() -> ExitCode {
     match Args::parse().command {
         Command::Serve(args) => serve::run(args, &environment()),
         Command::Engine(args) => serve::engine(args, &environment()),
+        Command::Form => crate::engine::adapter::try_form(),
         Command::Ask(args) => block_on(ask::run(args)),
         Command::Status(args) => block_on(status::run(args)),
     }

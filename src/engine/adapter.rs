@@ -15,6 +15,12 @@ use crate::request::{Event, PromptId, Refusal, Request};
 /// nearly all of it and can be started again without losing a prompt; the service and the board's other programs cannot.
 const OOM_SCORE: &str = "800";
 
+/// Tries a form of an answer for an engine that started this process. This is `promptd form`; people do not call it.
+pub fn try_form() -> ExitCode {
+    let passed = inference::trial::run(std::io::stdin(), std::io::stdout());
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 /// Serves the service at the other end of standard input until it closes. This is `promptd engine`; people do not call it.
 pub fn run() -> ExitCode {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
@@ -67,6 +73,8 @@ fn load(
     let begun = Instant::now();
     let inference::Loaded { facts, preparer, runner } =
         inference::load(&config, Arc::new(Instant::now), &mut |stage| progress(stage_of(stage)))?;
+    // The link leads to this very program also when its file was replaced meanwhile.
+    preparer.try_forms_with("/proc/self/exe".into());
     for warning in &facts.warnings {
         tracing::warn!("{warning}");
     }

@@ -1,6 +1,7 @@
 //! Answers that must have a form: JSON of a schema, a regular expression, one of several strings. Compiles the form
 //! into a matcher that says before each token which tokens may come. Fails closed: no form, no answer.
 
+use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -9,12 +10,14 @@ use std::time::Duration;
 use llguidance::api::TopLevelGrammar;
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
 use serde_json::Value;
+use toktrie::{ApproximateTokEnv, TokEnv};
 use toktrie_hf_tokenizers::ByteTokenizer;
 
 use super::form::{Endings, Form};
 use super::lark;
 use super::schema;
 use super::tokenizer::Tokenizer;
+use super::trial::Trials;
 use crate::request::{Code, Constraint, Refusal};
 
 /// The largest schema or expression. `OpenAI` allows 15,000 characters of names in a schema; this is several times that.
@@ -51,6 +54,8 @@ struct Compiler {
     vocab: usize,
     factory: OnceLock<Result<ParserFactory, String>>,
     endings: OnceLock<Arc<Endings>>,
+    /// Forms are tried with these before they are compiled, where there is a program for it.
+    trials: OnceLock<Trials>,
     /// Compilations that passed their deadline and still run.
     overdue: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -70,8 +75,15 @@ impl Grammars {
             vocab,
             factory: OnceLock::new(),
             endings: OnceLock::new(),
+            trials: OnceLock::new(),
             overdue: Mutex::default(),
         }))
+    }
+
+    /// Tries forms in processes of this program from now on.
+    pub(super) fn try_with(&self, program: PathBuf) {
+        // A second program would be the same one.
+        let _ = self.0.trials.set(Trials::new(program));
     }
 
     /// The form of an answer that begins; `None` where any text will do.
@@ -98,6 +110,9 @@ impl Grammars {
             return Ok(None);
         }
         check(constraint)?;
+        if let Some(trials) = self.0.trials.get() {
+            trials.pass(constraint, deadline)?;
+        }
         if self.0.overdue() >= MAX_OVERDUE {
             let message = "another request's schema has been compiling for too long; ask again later, or without a schema";
             return Err(Refusal::new(Code::Busy, message).with_retry_after(DEADLINE));
@@ -143,18 +158,7 @@ impl Compiler {
             let message = format!("this model's tokenizer cannot be constrained: {reason}");
             Refusal::new(Code::Unsupported, message).with_param("response_format")
         })?;
-        let parser = factory
-            .create_parser(grammar(constraint)?)
-            .map_err(|error| unusable(error.to_string()))?;
-        let mut matcher = Matcher::new(Ok(parser));
-        match matcher.get_error() {
-            Some(error) => Err(unusable(error)),
-            None => match matcher.compute_mask() {
-                Ok(mask) if mask.num_set() > 0 => Ok(matcher),
-                Ok(_) => Err(unusable("no text can satisfy it")),
-                Err(error) => Err(unusable(error.to_string())),
-            },
-        }
+        compile(factory, constraint)
     }
 
     fn factory(&self) -> Result<ParserFactory, String> {
@@ -167,17 +171,47 @@ impl Compiler {
         bytes.set_eos_tokens(&self.eos);
         let environment =
             bytes.into_tok_env(Some(self.vocab)).map_err(|error| error.to_string())?;
-        let mut factory =
-            ParserFactory::new_simple(&environment).map_err(|error| error.to_string())?;
-        factory.quiet();
-        let limits = factory.limits_mut();
-        limits.initial_lexer_fuel = LEXER_FUEL;
-        limits.max_grammar_size = MAX_GRAMMAR;
-        limits.max_lexer_states = MAX_LEXER_STATES;
-        // Errors reach clients: the reason, not the parser's state.
-        limits.verbose_errors = false;
-        Ok(factory)
+        limited(&environment)
     }
+}
+
+/// A maker of parsers within our limits.
+fn limited(environment: &TokEnv) -> Result<ParserFactory, String> {
+    let mut factory = ParserFactory::new_simple(environment).map_err(|error| error.to_string())?;
+    factory.quiet();
+    let limits = factory.limits_mut();
+    limits.initial_lexer_fuel = LEXER_FUEL;
+    limits.max_grammar_size = MAX_GRAMMAR;
+    limits.max_lexer_states = MAX_LEXER_STATES;
+    // Errors reach clients: the reason, not the parser's state.
+    limits.verbose_errors = false;
+    Ok(factory)
+}
+
+fn compile(factory: &ParserFactory, constraint: &Constraint) -> Result<Matcher, Refusal> {
+    let parser =
+        factory.create_parser(grammar(constraint)?).map_err(|error| unusable(error.to_string()))?;
+    let mut matcher = Matcher::new(Ok(parser));
+    match matcher.get_error() {
+        Some(error) => Err(unusable(error)),
+        None => match matcher.compute_mask() {
+            Ok(mask) if mask.num_set() > 0 => Ok(matcher),
+            Ok(_) => Err(unusable("no text can satisfy it")),
+            Err(error) => Err(unusable(error.to_string())),
+        },
+    }
+}
+
+/// Compiles a form for a tokenizer of single bytes, in a process that may end by it.
+pub(super) fn try_alone(constraint: Constraint) -> Result<(), Refusal> {
+    let work = move || {
+        check(&constraint)?;
+        let factory = limited(&ApproximateTokEnv::single_byte_env()).map_err(unusable)?;
+        compile(&factory, &constraint).map(drop)
+    };
+    let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(work);
+    let thread = thread.map_err(|error| unusable(format!("there is no room for it: {error}")))?;
+    thread.join().unwrap_or_else(|_| Err(unusable("it made the grammar compiler fail")))
 }
 
 fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, Refusal> {
@@ -346,9 +380,10 @@ mod tests {
     fn what_takes_too_long_is_refused_and_does_not_pile_up() {
         let grammars = grammars();
         let choice = Constraint::Choices(vec!["a".into()]);
-        // The first one prepares the tokenizer, which no one does in no time at all.
-        let late = grammars.compile_within(&choice, Duration::ZERO).err().unwrap();
-        assert!(late.message.contains("more than 0 s"), "{}", late.message);
+        // Some ten thousand states: a hundred times the deadline.
+        let slow = Constraint::JsonSchema(r#"{"type":"number","multipleOf":9973}"#.into());
+        let late = grammars.compile_within(&slow, Duration::from_millis(1)).err().unwrap();
+        assert!(late.message.contains("more than 0.001 s"), "{}", late.message);
         let patience = std::time::Instant::now() + Duration::from_mins(1);
         while grammars.0.overdue() > 0 {
             let refused = grammars.compile(&choice).err();

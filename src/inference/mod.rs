@@ -34,6 +34,7 @@ mod template;
 #[cfg(test)]
 mod test_material;
 mod tokenizer;
+pub mod trial;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;

@@ -63,6 +63,12 @@ impl Prepared {
 }
 
 impl Preparer {
+    /// From now on forms of answers are tried in a process of their own before they are compiled in this one. `program` is
+    /// called with [`super::trial::ARGUMENT`] and has to call [`super::trial::run`].
+    pub fn try_forms_with(&self, program: std::path::PathBuf) {
+        self.parts.grammars.try_with(program);
+    }
+
     /// Checks a request. Nothing is ever cut.
     ///
     /// # Errors

@@ -324,7 +324,7 @@ pub(super) fn explained(reason: &str) -> String {
             "`minimum`, `maximum`, `exclusiveMinimum` or `exclusiveMaximum` is too large",
         ),
         ("Unable to determine if regex", "`pattern` is too complex, or too many hold at once"),
-        ("regex parse error", "`pattern` is no regular expression that is understood here"),
+        ("regex parse error", "the regular expression (in a schema, `pattern`) is not understood"),
     ];
     let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
     let about = keyword.iter().find(|(start, _)| reason.contains(start));

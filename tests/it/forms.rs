@@ -1,7 +1,10 @@
 //! Forms of answers, penalties and log probabilities on real models: forced tokens, endings in time, resumes.
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
 use promptd::inference::Loaded;
-use promptd::request::{Constraint, FinishReason, PromptId, Request, Sampling};
+use promptd::request::{Code, Constraint, FinishReason, PromptId, Request, Sampling};
 use serde_json::Value;
 
 use crate::support::model::{Answer, completion, ids, lines, model, run, run_all};
@@ -285,4 +288,41 @@ fn a_grammar_holds() {
     let number: u32 = number.strip_suffix(" years").unwrap().parse().unwrap();
     assert!((1..100).contains(&number), "{text}");
     assert_eq!(answer.finish().reason, FinishReason::Stop);
+}
+
+/// Forms are tried in a process of their own, which can be ended; a compilation can not.
+#[test]
+fn forms_are_tried_elsewhere_first() {
+    let Some(loaded) = model(FP32, 1) else { return };
+    let refused = |request: &Request| loaded.preparer.prepare(request).unwrap_err();
+    let wrong = schema(r#"{"type":"string","pattern":"("}"#, 5);
+    let here = refused(&wrong);
+    loaded.preparer.try_forms_with(env!("CARGO_BIN_EXE_promptd").into());
+    assert_eq!(refused(&wrong), here);
+    for line in lines(CONSTRAINED) {
+        let request = Request { constraint: constraint(&line), ..completion(&line, 150) };
+        loaded.preparer.prepare(&request).unwrap();
+    }
+}
+
+#[test]
+fn a_trial_that_never_ends_is_ended() {
+    let Some(loaded) = model(FP32, 1) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (program, pid) = (folder.path().join("program"), folder.path().join("pid"));
+    let script = format!("#!/bin/sh\necho $$ > {}\nexec sleep 600\n", pid.display());
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    loaded.preparer.try_forms_with(program);
+    let refusal = loaded.preparer.prepare(&schema("{}", 5)).unwrap_err();
+    assert_eq!(
+        (refusal.code, refusal.param.as_deref()),
+        (Code::BadRequest, Some("response_format"))
+    );
+    assert!(refusal.message.contains("more than 5 s"), "{refusal}");
+    let pid = std::fs::read_to_string(pid).unwrap();
+    assert!(!Path::new("/proc").join(pid.trim()).exists(), "{pid} still runs");
+    // What needs no form is not held up.
+    let plain = completion(&serde_json::json!({"prompt": "Once"}), 5);
+    loaded.preparer.prepare(&plain).unwrap();
 }
