@@ -5,10 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use llguidance::Matcher;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde_json::{Map, Value, json};
 
+use super::form::{Admission, is_allowed};
 use super::grammar::Grammars;
 use super::test_material;
+use super::tokenizer::Tokenizer;
 use super::tokenizer::tests::tiny;
 use crate::request::{Code, Constraint};
 
@@ -216,4 +220,59 @@ fn what_would_take_for_ever_is_refused_at_once() {
     }
     println!("{:?}", begun.elapsed());
     assert!(begun.elapsed() < Duration::from_secs(30));
+}
+
+/// What a form costs beside a step of a model with a vocabulary of this size, which takes tens to hundreds of milliseconds.
+#[test]
+fn forms_cost_little_beside_a_step() {
+    let Some(root) = test_material::root() else { return };
+    let schema = r#"{"type":"object","properties":{"description_of_the_device":{"type":"string"},"measured_temperature":{"type":"number"},
+        "switched_on":{"type":"boolean"},"readings_of_the_last_hours":{"type":"array","items":{"type":"integer","minimum":0,"maximum":99},"maxItems":24}},
+        "required":["description_of_the_device","measured_temperature","switched_on","readings_of_the_last_hours"],"additionalProperties":false}"#;
+    for (name, eos) in [("llama-32000", 2), ("llama3", 128_001)] {
+        let file = root.join(format!("tokenizers/{name}.tokenizer.json"));
+        let json = std::fs::read(&file).unwrap();
+        let tokenizer = Tokenizer::read(&file, &json, &Value::Null, None).unwrap();
+        let vocab = tokenizer.vocab_size();
+        let grammars = Grammars::new(Arc::new(tokenizer), Arc::new([eos]), vocab);
+        let constraint = Constraint::JsonSchema(schema.into());
+        let mut form = grammars.compile(&constraint).unwrap().unwrap();
+        let begun = Instant::now();
+        let mut random = ChaCha8Rng::seed_from_u64(5);
+        let (mut masks, mut most, mut admissions, mut taken, mut chosen) =
+            (Duration::ZERO, Duration::ZERO, Duration::ZERO, 0_u32, 0_u32);
+        while !form.is_over() && taken < 400 {
+            for token in form.forced() {
+                form.take(token).unwrap();
+                taken += 1;
+            }
+            let at = Instant::now();
+            let mask = form.mask().unwrap();
+            masks += at.elapsed();
+            most = most.max(at.elapsed());
+            let allowed: Vec<u32> =
+                (0..).take(vocab).filter(|id| *id != eos && is_allowed(&mask, *id)).collect();
+            if allowed.is_empty() {
+                break;
+            }
+            let token = allowed[random.next_u32() as usize % allowed.len()];
+            let at = Instant::now();
+            let admission = form.admit(token, taken, 400 - taken - 1).unwrap();
+            admissions += at.elapsed();
+            (taken, chosen) = (taken + 1, chosen + 1);
+            if matches!(admission, Admission::End(_)) {
+                break;
+            }
+        }
+        println!(
+            "{name}: {chosen} choices; a mask takes {:?} on average and {most:?} at most, taking a token {:?}; all in {:?}",
+            masks / chosen,
+            admissions / chosen,
+            begun.elapsed()
+        );
+        // One hundredth of a step of 50 ms, the fastest there is for a model of 1 B parameters on a board; five times
+        // that, because other tests run at the same time.
+        assert!(masks / chosen < Duration::from_micros(2500), "{:?}", masks / chosen);
+        assert!(admissions / chosen < Duration::from_micros(2500), "{:?}", admissions / chosen);
+    }
 }

@@ -3,8 +3,11 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 
+use promptd::request::{Candidate, Event, TokenLogprob};
 use serde_json::{Value, json};
 
+use crate::support::broker::{self, Board, Broker, Client};
+use crate::support::door::finished;
 use crate::support::service::{Plan, Service};
 use crate::support::{PATIENCE, http};
 
@@ -109,4 +112,33 @@ fn a_line_tells_it_too() {
         return;
     }
     panic!("no answer came");
+}
+
+#[tokio::test]
+async fn an_answer_over_mqtt_tells_it_too() {
+    let Some(broker) = Broker::start("") else { return };
+    let mut board = Board::open(broker.port);
+    let topics = ["promptd/n/availability", "promptd/n/stream/a", "promptd/n/answer/a"];
+    let mut me = Client::connect(broker.port, "me", &topics, false).await;
+    me.until("promptd/n/availability", "online").await;
+    let asked = r#"{"id":"a","prompt":"hi","stream":true,"logprobs":true,"top_logprobs":1}"#;
+    me.ask("promptd/n/ask", asked).await;
+    let (submission, verdict) = board.submitted().await;
+    assert_eq!(submission.request.logprobs, Some(1));
+    let events = verdict.accept(7);
+    let yes = Candidate { text: "Yes".to_owned(), bytes: b"Yes".to_vec(), logprob: -0.5 };
+    let token = TokenLogprob { chosen: yes.clone(), top: vec![yes], offset: 0 };
+    events.send(Event::Delta { text: "Yes".into(), tokens: vec![9], logprobs: vec![token] });
+    events.send(finished());
+    let told = json!([{"token": "Yes", "logprob": -0.5, "bytes": [89, 101, 115],
+        "top_logprobs": [{"token": "Yes", "logprob": -0.5, "bytes": [89, 101, 115]}]}]);
+    let piece = broker::json(&me.next().await);
+    assert_eq!(piece, json!({"seq": 0, "d": "Yes", "logprobs": told}));
+    let answer = loop {
+        let message = me.next().await;
+        if broker::topic(&message) == "promptd/n/answer/a" {
+            break broker::json(&message);
+        }
+    };
+    assert_eq!((&answer["text"], &answer["logprobs"]), (&json!("Yes"), &told));
 }
