@@ -125,7 +125,10 @@ impl Plan {
         }
         Ok(Plan {
             engine,
-            scheduler: scheduler::Config { queue_limit: settings.queue.limit.into() },
+            scheduler: scheduler::Config {
+                queue_limit: settings.queue.limit.into(),
+                max_wait: Duration::from_secs(settings.queue.max_wait_seconds.into()),
+            },
             sockets: socket::Config {
                 path: sockets.path,
                 lines_path: sockets.lines_path,

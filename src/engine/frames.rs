@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::request::{Event, PromptId, Refusal, Request};
 
 /// Raised whenever a type in this file, or one it contains, changes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The largest frame either side accepts. The largest honest one is a request: its payload is bounded by the doors
 /// (1 MiB by default, 16 MiB at most), and everything else in it is small.

@@ -129,7 +129,7 @@ impl Work<'_> {
                 self.report(Report::Progress(event.clone())).await;
             }
             match event {
-                Some(Event::Prefill { .. }) => {}
+                Some(Event::Queued { .. } | Event::Prefill { .. }) => {}
                 Some(Event::Delta { text: piece, .. }) => {
                     text.push_str(&piece);
                     if self.stream
@@ -194,6 +194,7 @@ struct Progress {
 impl Progress {
     fn is_news(&mut self, event: &Event, now: Instant) -> bool {
         match event {
+            Event::Queued { .. } => true,
             Event::Prefill { done, total } => {
                 let news =
                     done == total || self.last.is_none_or(|last| now >= last + PROGRESS_EVERY);

@@ -9,6 +9,9 @@ mod rates;
 pub mod scripted;
 mod status;
 mod ticket;
+mod weight;
+
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -16,30 +19,36 @@ use tokio::task::JoinHandle;
 use crate::engine::client::EnginePort;
 use crate::request::{Code, PromptId, Refusal, Submission};
 
-pub use status::{Counters, State, Status};
+pub use status::{Counters, Place, State, Status};
 pub use ticket::Ticket;
 
 // What the status holds; the rooms above need not know the engine for it.
 pub use crate::engine::frames::{CheckedPrompt, LoadStage, ModelInfo};
 
-/// The most prompts that wait, where nothing else is set. On a board that answers in 5 s the last of 64 waits five
-/// minutes, which is as long as anybody asks a device for; and 64 requests are small beside a model.
-pub const DEFAULT_QUEUE_LIMIT: usize = 64;
+/// The most prompts that wait, where nothing else is set. The queue is bounded by time; this bounds its memory where
+/// answers are very quick.
+pub const DEFAULT_QUEUE_LIMIT: usize = 256;
+
+/// The longest wait for a turn, where nothing else is set: who would wait longer is better told to come back.
+pub const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(120);
 
 /// Commands on their way to the task. It never waits for anybody, so a few are enough; whoever finds no room waits for
 /// microseconds.
 const COMMANDS: usize = 32;
 
 /// What the operator decides about the queue.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The most prompts that may wait. With 0 a prompt is taken only if it can start at once.
+    /// The most prompts that may wait. With 0 a prompt is taken only if it can start at once. One identity alone gets half
+    /// of the places, two get a third each, and so on: whoever comes next still finds one.
     pub queue_limit: usize,
+    /// A prompt that would wait longer than this for its turn is refused.
+    pub max_wait: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { queue_limit: DEFAULT_QUEUE_LIMIT }
+        Config { queue_limit: DEFAULT_QUEUE_LIMIT, max_wait: DEFAULT_MAX_WAIT }
     }
 }
 

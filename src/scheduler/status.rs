@@ -1,10 +1,11 @@
 //! What the scheduler tells the world about itself: the engine's state, the queue, and counters that only grow.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::frames::{LoadStage, ModelInfo};
-use crate::request::Refusal;
+use crate::request::{Identity, Priority, PromptId, Refusal};
 
 /// A snapshot of the scheduler.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,6 +18,12 @@ pub struct Status {
     pub waiting: usize,
     /// The most prompts that may wait.
     pub queue_limit: usize,
+    /// The longest that a prompt may have to wait for its turn when it is taken.
+    pub max_wait: Duration,
+    /// Those who wait, in the order of their turns, as they were within the last second.
+    pub places: Arc<[Place]>,
+    /// How long somebody new would wait for a slot, at normal priority.
+    pub next_begins: Duration,
     /// Prompts that run in the engine.
     pub running: usize,
     /// The engine's process id, while there is one.
@@ -30,6 +37,19 @@ impl Status {
     pub fn is_idle(&self) -> bool {
         self.waiting == 0 && self.running == 0
     }
+}
+
+/// A prompt that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which prompt.
+    pub id: PromptId,
+    /// Who asked.
+    pub identity: Identity,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// When it is expected to get its slot.
+    pub begins_in: Duration,
 }
 
 /// Whether prompts are taken.

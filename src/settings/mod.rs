@@ -126,13 +126,16 @@ pub struct State {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Queue {
-    /// Prompts that may wait. At ten seconds an answer, 64 are ten minutes: who comes later is better told to come back.
+    /// The most prompts that may wait, however quick the board is. One asker alone gets half of the places.
     pub limit: u16,
+    /// Seconds that a prompt may have to wait for its turn, by the measured speed of the board: who would wait longer is
+    /// told to come back. Two minutes are as long as anybody waits for a device.
+    pub max_wait_seconds: u32,
 }
 
 impl Default for Queue {
     fn default() -> Self {
-        Queue { limit: 64 }
+        Queue { limit: 256, max_wait_seconds: 120 }
     }
 }
 
@@ -226,6 +229,7 @@ impl Settings {
         }
         ranged("model.slots", self.model.slots.into(), 1..=64)?;
         ranged("queue.limit", self.queue.limit.into(), 1..=10_000)?;
+        ranged("queue.max_wait_seconds", self.queue.max_wait_seconds, 1..=86_400)?;
         ranged("limits.payload_bytes", self.limits.payload_bytes, 1024..=16 << 20)?;
         ranged("shutdown.grace_seconds", self.shutdown.grace_seconds.into(), 0..=3600)?;
         ranged("runtime.threads", self.runtime.threads.into(), 0..=256)?;

@@ -8,7 +8,7 @@ pub(super) async fn whole(mut ticket: Ticket) -> Result<(String, Finish), Refusa
     let mut text = String::new();
     loop {
         match ticket.next().await {
-            Some(Event::Prefill { .. }) => {}
+            Some(Event::Queued { .. } | Event::Prefill { .. }) => {}
             Some(Event::Delta { text: piece, .. }) => text.push_str(&piece),
             Some(Event::Finished(finish)) => return Ok((text, finish)),
             Some(Event::Failed(refusal)) => return Err(refusal),

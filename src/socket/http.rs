@@ -18,7 +18,7 @@ use super::openai::{self, Api, Head};
 use super::patience::Patient;
 use super::reply::{Fault, Reply, Work, json_response, response};
 use super::stream::Stream;
-use super::{App, body, collect, metrics, unix_seconds};
+use super::{App, body, collect, metrics, queue, unix_seconds};
 use crate::request::{Code, Refusal};
 use crate::scheduler::State;
 use crate::wire::{self, Context, status_object};
@@ -124,6 +124,11 @@ async fn route(
         "/metrics" => get().map(|()| {
             let page = metrics::text(&app.scheduler.status().borrow());
             response(200, "text/plain; version=0.0.4; charset=utf-8", Reply::whole(page))
+        }),
+        "/v1/queue" => get().map(|()| {
+            let status = app.scheduler.status();
+            let object = queue::object(&status.borrow(), &app.running, peer);
+            json_response(200, &object)
         }),
         "/version" => get().map(|()| {
             let version = env!("CARGO_PKG_VERSION");

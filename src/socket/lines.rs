@@ -191,7 +191,7 @@ async fn run(app: &App, asked: Asked, out: &mpsc::Sender<Value>) -> Result<Value
     let mut seq = 0_u64;
     loop {
         match ticket.next().await {
-            Some(Event::Prefill { .. }) => {}
+            Some(Event::Queued { .. } | Event::Prefill { .. }) => {}
             Some(Event::Delta { text: piece, .. }) => {
                 text.push_str(&piece);
                 if asked.stream && !piece.is_empty() {

@@ -13,6 +13,7 @@ mod lines;
 mod metrics;
 mod openai;
 mod patience;
+mod queue;
 mod reply;
 mod running;
 mod stream;

@@ -22,7 +22,7 @@ struct Bench {
 impl Bench {
     async fn ready(queue_limit: usize, slots: u16) -> Bench {
         let (mut engine, port) = ScriptedEngine::new();
-        let (scheduler, task) = Scheduler::start(Config { queue_limit }, port);
+        let (scheduler, task) = Scheduler::start(Config { queue_limit, ..Config::default() }, port);
         engine.start(model(slots)).await;
         let bench = Bench { scheduler, engine, task };
         bench.until(|status| status.state == State::Ready).await;
@@ -45,7 +45,7 @@ async fn rest(ticket: &mut Ticket) -> (String, Vec<u32>, Event) {
     let (mut all, mut every) = (String::new(), Vec::new());
     loop {
         match ticket.next().await.expect("a final event comes") {
-            Event::Prefill { .. } => {}
+            Event::Queued { .. } | Event::Prefill { .. } => {}
             Event::Delta { text, tokens } => {
                 all.push_str(&text);
                 every.extend(tokens);
@@ -119,8 +119,8 @@ async fn time_in_the_queue_is_reported() {
 async fn a_full_queue_refuses_at_once_though_the_engine_sleeps() {
     let mut bench = Bench::ready(2, 1).await;
     let mut tickets = Vec::new();
-    for _ in 0..3 {
-        tickets.push(bench.accept(submission("a", "x")).await);
+    for who in ["a", "b", "c"] {
+        tickets.push(bench.accept(submission(who, "x")).await);
         if tickets.len() == 1 {
             bench.engine.started().await;
         }
@@ -128,7 +128,7 @@ async fn a_full_queue_refuses_at_once_though_the_engine_sleeps() {
     // From here on the engine reads nothing.
     for _ in 0..1000 {
         let refusal =
-            bench.scheduler.submit(submission("b", "x")).await.expect_err("the queue is full");
+            bench.scheduler.submit(submission("d", "x")).await.expect_err("the queue is full");
         assert_eq!(refusal.code, Code::Busy);
     }
     assert_eq!(bench.scheduler.status().borrow().counters.refused["busy"], 1000);

@@ -8,6 +8,8 @@ use crate::engine::client::EngineEvent;
 use crate::engine::frames::{CheckedPrompt, FromEngine, LoadStage};
 use crate::request::{Code, Event, PromptId, Refusal, Submission};
 use crate::scheduler::core::Action;
+use crate::scheduler::queue::Entry;
+use crate::scheduler::rates::Size;
 
 impl Core {
     /// Something happened to the engine.
@@ -28,6 +30,7 @@ impl Core {
             }
         }
         self.dispatch(now);
+        self.tell_places(now);
     }
 
     /// Nobody starts engines any more: no prompt can be answered.
@@ -105,7 +108,8 @@ impl Core {
             prompt.spent.decode += now.saturating_duration_since(answered);
         }
         prompt.phase = Phase::Waiting { since: now };
-        self.queue.push_front(id);
+        self.queue.push_front(Entry { id, size: prompt.size });
+        self.places.changed = true;
     }
 
     /// The model cannot be loaded: those who wait for it are told now, rather than left waiting for a mended file.
@@ -130,11 +134,16 @@ impl Core {
         self.next_id += 1;
         let Submission { request, identity, priority, .. } = pending.submission;
         let seed = request.sampling.seed.unwrap_or_else(|| (self.draw_seed)());
-        self.queue.push(id, &identity, priority);
+        let size = Size::from(checked);
+        self.queue.push(Entry { id, size }, &identity, priority);
+        self.places.changed = true;
         self.prompts.insert(
             id,
             Prompt {
                 request,
+                weight: pending.weight,
+                size,
+                told: None,
                 identity,
                 priority,
                 seed,
@@ -148,6 +157,8 @@ impl Core {
         );
         self.counters.accepted += 1;
         self.actions.push(Action::Accept { check, id, seed, checked });
+        self.dispatch(now);
+        self.tell_place(id, now);
     }
 
     fn event(&mut self, id: PromptId, event: Event, now: Instant) {
@@ -156,6 +167,8 @@ impl Core {
         let Phase::Running { since, answering } = &mut prompt.phase else { return };
         match event {
             // A resumed prompt is read again, answer included; its asker has seen that once.
+            // Places are the scheduler's to tell.
+            Event::Queued { .. } => {}
             Event::Prefill { .. } if !prompt.delivered.is_empty() => {}
             Event::Prefill { .. } => self.actions.push(Action::Deliver { id, event }),
             Event::Delta { text, tokens } => {

@@ -4,17 +4,22 @@
 mod engine;
 #[cfg(test)]
 mod ledger_tests;
+mod places;
+#[cfg(test)]
+mod places_tests;
 mod rules;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::rules::{draining, timeout};
 use super::queue::Queue;
-use super::rates::Rates;
-use super::{Config, Counters, State, Status};
+use super::rates::{Rates, Size};
+use super::weight::weight;
+use super::{Config, Counters, Place, State, Status};
 use crate::engine::frames::{CheckedPrompt, LoadStage, ModelInfo, ToEngine};
 use crate::request::{Code, Event, Identity, Priority, PromptId, Refusal, Request, Submission};
 
@@ -61,6 +66,8 @@ pub(super) struct Core {
     next_id: u64,
     rates: Rates,
     counters: Counters,
+    /// The order of those who wait, as it was last told.
+    places: places::Places,
     actions: Vec<Action>,
 }
 
@@ -84,6 +91,8 @@ struct Engine {
 #[derive(Debug)]
 struct Pending {
     submission: Submission,
+    /// Bytes of it, for the queue's limit.
+    weight: usize,
     came: Instant,
     deadline: Option<Instant>,
 }
@@ -92,6 +101,10 @@ struct Pending {
 #[derive(Debug)]
 struct Prompt {
     request: Request,
+    weight: usize,
+    size: Size,
+    /// The place in the queue that its asker knows of.
+    told: Option<u32>,
     identity: Identity,
     priority: Priority,
     seed: u64,
@@ -151,6 +164,7 @@ impl Core {
             next_id: 0,
             rates: Rates::default(),
             counters: Counters::default(),
+            places: places::Places::default(),
             actions: Vec::new(),
         }
     }
@@ -159,14 +173,15 @@ impl Core {
     pub(super) fn submit(&mut self, submission: Submission, now: Instant) -> u64 {
         let check = self.next_check;
         self.next_check += 1;
-        if let Err(refusal) = self.may_enter(now) {
+        let weight = weight(&submission.request);
+        if let Err(refusal) = self.may_enter(&submission, weight, now) {
             self.refuse(check, refusal);
             return check;
         }
         self.actions
             .push(Action::Send(ToEngine::Check { check, request: submission.request.clone() }));
         let deadline = submission.timeout.and_then(|timeout| now.checked_add(timeout));
-        self.checks.insert(check, Pending { submission, came: now, deadline });
+        self.checks.insert(check, Pending { submission, weight, came: now, deadline });
         check
     }
 
@@ -174,6 +189,7 @@ impl Core {
     pub(super) fn cancel(&mut self, id: PromptId, now: Instant) {
         self.abandon(id, Refusal::new(Code::Cancelled, "the prompt was cancelled"));
         self.dispatch(now);
+        self.tell_places(now);
     }
 
     /// Ends every prompt with `cancelled`, and refuses those that are being checked.
@@ -189,6 +205,7 @@ impl Core {
             "the prompt was cancelled, with all others",
         ));
         self.dispatch(now);
+        self.tell_places(now);
     }
 
     /// Takes no more prompts from now on.
@@ -216,12 +233,14 @@ impl Core {
             self.abandon(id, timeout());
         }
         self.dispatch(now);
+        self.tell_places(now);
     }
 
     /// When [`Core::tick`] has something to do next.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let checks = self.checks.values().filter_map(Pending::expires);
-        checks.chain(self.prompts.values().filter_map(|prompt| prompt.deadline)).min()
+        let prompts = self.prompts.values().filter_map(|prompt| prompt.deadline);
+        checks.chain(prompts).chain(self.next_places()).min()
     }
 
     /// What is to be done since the last time.
@@ -247,6 +266,9 @@ impl Core {
             model: self.engine.model.clone(),
             waiting: self.queue.len(),
             queue_limit: self.config.queue_limit,
+            max_wait: self.config.max_wait,
+            places: Arc::clone(&self.places.told),
+            next_begins: self.places.next_begins,
             running: self.running.len(),
             engine_pid: self.engine.pid,
             counters: self.counters.clone(),

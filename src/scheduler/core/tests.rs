@@ -75,10 +75,13 @@ impl Bench {
             seed += 1;
             seed
         };
-        Bench { core: Core::new(Config { queue_limit }, Box::new(draw)), now: Instant::now() }
+        Bench {
+            core: Core::new(Config { queue_limit, ..Config::default() }, Box::new(draw)),
+            now: Instant::now(),
+        }
     }
 
-    fn ready(queue_limit: usize, slots: u16) -> Self {
+    pub(super) fn ready(queue_limit: usize, slots: u16) -> Self {
         let mut bench = Bench::new(queue_limit);
         bench.engine(started(1));
         bench.frame(FromEngine::Ready(model(slots)));
@@ -110,14 +113,14 @@ impl Bench {
     }
 
     /// Hands in and checks; returns the prompt's number.
-    fn accept(&mut self, submission: Submission) -> PromptId {
+    pub(super) fn accept(&mut self, submission: Submission) -> PromptId {
         let check = self.core.submit(submission, self.now);
         self.check(check);
         let id = self.core.prompts.keys().max().copied();
         id.expect("the prompt is accepted")
     }
 
-    fn refused(&mut self, submission: Submission) -> Refusal {
+    pub(super) fn refused(&mut self, submission: Submission) -> Refusal {
         self.core.take_actions();
         self.core.submit(submission, self.now);
         match self.core.take_actions().pop() {
@@ -140,13 +143,17 @@ impl Bench {
                 format!("refuse {check} {}", refusal.code.as_str())
             }
             Action::Deliver { id, event } => match event {
+                Event::Queued { position, .. } => format!("{id} queued {position}"),
                 Event::Prefill { done, total } => format!("{id} prefill {done}/{total}"),
                 Event::Delta { text, .. } => format!("{id} {text}"),
                 Event::Finished(_) => format!("{id} finished"),
                 Event::Failed(refusal) => format!("{id} {}", refusal.code.as_str()),
             },
         };
-        self.core.take_actions().into_iter().map(say).collect()
+        // Places have a test of their own.
+        let is_place =
+            |action: &Action| matches!(action, Action::Deliver { event: Event::Queued { .. }, .. });
+        self.core.take_actions().into_iter().filter(|a| !is_place(a)).map(say).collect()
     }
 }
 
@@ -213,7 +220,7 @@ fn the_queue_has_a_limit_and_a_free_slot_is_no_waiting() {
         let mut bench = Bench::ready(limit, slots);
         // Half of them still being checked: those count as well.
         for n in 0..taken {
-            let check = bench.core.submit(submission("a"), bench.now);
+            let check = bench.core.submit(submission(&n.to_string()), bench.now);
             if n % 2 == 0 {
                 bench.check(check);
             }
@@ -398,7 +405,8 @@ fn after_a_death_the_answer_goes_on_where_it_was() {
     assert_eq!(bench.did(), [format!("{first} <7>")]);
     bench.pass(SECOND);
     bench.event(first, finish(SECOND, SECOND, 3));
-    let actions = bench.core.take_actions();
+    let mut actions = bench.core.take_actions();
+    actions.retain(|a| !matches!(a, Action::Deliver { event: Event::Queued { .. }, .. }));
     let Some(Action::Deliver { event: Event::Finished(finish), .. }) = actions.first() else {
         panic!("{actions:?}")
     };

@@ -66,6 +66,11 @@ impl ScriptedEngine {
         wait.await.expect("an order comes").expect("the scheduler is there")
     }
 
+    /// The next order; `None` when the scheduler is gone.
+    pub(crate) async fn try_order(&mut self) -> Option<ToEngine> {
+        self.orders.as_mut()?.recv().await
+    }
+
     /// Whether no order waits, after everybody else had time to act.
     pub(crate) async fn is_left_alone(&mut self) -> bool {
         let orders = self.orders.as_mut().expect("an engine runs");
