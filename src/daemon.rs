@@ -125,10 +125,7 @@ impl Plan {
         }
         Ok(Plan {
             engine,
-            scheduler: scheduler::Config {
-                queue_limit: settings.queue.limit.into(),
-                max_wait: Duration::from_secs(settings.queue.max_wait_seconds.into()),
-            },
+            scheduler: scheduler_config(settings),
             sockets: socket::Config {
                 path: sockets.path,
                 lines_path: sockets.lines_path,
@@ -297,7 +294,7 @@ fn announce(status: &Status) {
         }
         State::ModelFailed(refusal) => tracing::error!("{}", refusal.message),
         State::Loading(stage) => tracing::debug!(stage = stage.as_str(), "loading"),
-        State::Draining => {}
+        State::Unloaded | State::Draining => {}
     }
 }
 
@@ -309,6 +306,7 @@ fn sentence(status: &Status) -> String {
             let name = status.model.as_ref().map_or("", |model| model.name.as_str());
             format!("answering with {name}")
         }
+        State::Unloaded => "no model is loaded; the next prompt loads it".to_owned(),
         State::ModelFailed(refusal) => format!("no model: {}", refusal.message),
         State::Draining => "stopping".to_owned(),
     }
@@ -367,6 +365,15 @@ fn library(settings: &Settings, program: &Path, environment: &[(OsString, OsStri
             tracing::warn!("{message}");
             settings::expected_library(program)
         }
+    }
+}
+
+fn scheduler_config(settings: &Settings) -> scheduler::Config {
+    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+    scheduler::Config {
+        queue_limit: settings.queue.limit.into(),
+        max_wait: seconds(settings.queue.max_wait_seconds),
+        keep_loaded: settings.model.keep_loaded_seconds.map(seconds),
     }
 }
 

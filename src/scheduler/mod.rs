@@ -23,7 +23,7 @@ pub use status::{Counters, Place, State, Status};
 pub use ticket::Ticket;
 
 // What the status holds; the rooms above need not know the engine for it.
-pub use crate::engine::frames::{CheckedPrompt, LoadStage, ModelInfo};
+pub use crate::engine::frames::{CheckedPrompt, LoadRequest, LoadStage, ModelInfo};
 
 /// The most prompts that wait, where nothing else is set. The queue is bounded by time; this bounds its memory where
 /// answers are very quick.
@@ -44,11 +44,13 @@ pub struct Config {
     pub queue_limit: usize,
     /// A prompt that would wait longer than this for its turn is refused.
     pub max_wait: Duration,
+    /// The model is unloaded when nothing was asked for this long. `None`: never.
+    pub keep_loaded: Option<Duration>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { queue_limit: DEFAULT_QUEUE_LIMIT, max_wait: DEFAULT_MAX_WAIT }
+        Config { queue_limit: DEFAULT_QUEUE_LIMIT, max_wait: DEFAULT_MAX_WAIT, keep_loaded: None }
     }
 }
 
@@ -66,6 +68,9 @@ pub(crate) enum Command {
     Cancel { id: PromptId },
     CancelAll,
     Drain,
+    Load { reply: oneshot::Sender<()> },
+    Unload { reply: oneshot::Sender<Result<(), Refusal>> },
+    Configure { config: Config, load: Option<Box<LoadRequest>>, retry: bool },
 }
 
 impl Scheduler {
@@ -87,10 +92,8 @@ impl Scheduler {
     /// numbers), `bad_request`, `would_miss_deadline`, or `busy` while draining.
     pub async fn submit(&self, submission: Submission) -> Result<Ticket, Refusal> {
         let (reply, answer) = oneshot::channel();
-        let gone =
-            || Refusal::new(Code::Internal, "promptd is stopping; ask again when it is back");
-        self.commands.send(Command::Submit { submission, reply }).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        self.commands.send(Command::Submit { submission, reply }).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
     }
 
     /// Cancels one prompt; its ticket gets `Failed` with `cancelled`. Unknown numbers are ignored.
@@ -109,10 +112,52 @@ impl Scheduler {
         let _ = self.commands.send(Command::Drain).await;
     }
 
+    /// Loads the model, if it is not in memory; tries again at once if it could not be loaded. Returns when it is loaded.
+    ///
+    /// # Errors
+    /// `model_failed` with the reason, or `busy` while draining.
+    pub async fn load(&self) -> Result<(), Refusal> {
+        let (reply, begun) = oneshot::channel();
+        let _ = self.commands.send(Command::Load { reply }).await;
+        begun.await.map_err(|_| stopping())?;
+        let mut status = self.status.clone();
+        let decided = |status: &Status| !matches!(status.state, State::Loading(_));
+        let status = status.wait_for(decided).await.map_err(|_| stopping())?;
+        match &status.state {
+            State::ModelFailed(refusal) => Err(refusal.clone()),
+            State::Draining => Err(stopping()),
+            State::Ready | State::Unloaded | State::Loading(_) => Ok(()),
+        }
+    }
+
+    /// Takes the model out of memory. Returns when the engine and its memory are gone. The next prompt loads it again.
+    ///
+    /// # Errors
+    /// `busy` while prompts are in work.
+    pub async fn unload(&self) -> Result<(), Refusal> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Unload { reply }).await;
+        answer.await.map_err(|_| stopping())??;
+        let mut status = self.status.clone();
+        let gone = |status: &Status| status.engine_pid.is_none() || status.state != State::Unloaded;
+        status.wait_for(gone).await.map(|_| ()).map_err(|_| stopping())
+    }
+
+    /// Changes what the operator decides. With `load` another model replaces the one in memory, as soon as no prompt runs;
+    /// those that wait wait on. With `retry` a model that could not be loaded is tried again at once.
+    pub async fn configure(&self, config: Config, load: Option<LoadRequest>, retry: bool) {
+        let load = load.map(Box::new);
+        let _ = self.commands.send(Command::Configure { config, load, retry }).await;
+    }
+
     /// The state of the engine, the queue and the counters; changes as they change.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
+}
+
+fn stopping() -> Refusal {
+    Refusal::new(Code::Internal, "promptd is stopping; ask again when it is back")
 }
 
 /// A seed for a prompt that brings none. It goes out in the answer so that the answer can be had again, therefore it

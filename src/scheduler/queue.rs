@@ -63,6 +63,12 @@ impl Queue {
         entry.map(|entry| entry.id)
     }
 
+    /// The prompt whose turn it is.
+    pub(super) fn next(&self) -> Option<PromptId> {
+        let entry = self.returned.front().or_else(|| self.levels.iter().find_map(Level::next));
+        entry.map(|entry| entry.id)
+    }
+
     /// Takes out a prompt that shall not get its turn. Unknown numbers are ignored.
     pub(super) fn remove(&mut self, id: PromptId) {
         self.returned.retain(|other| other.id != id);
@@ -121,13 +127,18 @@ impl Level {
         }
     }
 
+    /// Whose turn it is: the first who did not have the last one.
+    fn turn(&self) -> usize {
+        let others = |line: &Line| Some(&line.identity) != self.last.as_ref();
+        self.lines.iter().position(others).unwrap_or(0)
+    }
+
+    fn next(&self) -> Option<&Entry> {
+        self.lines.get(self.turn())?.prompts.front()
+    }
+
     fn pop(&mut self) -> Option<Entry> {
-        let turn = self
-            .lines
-            .iter()
-            .position(|line| Some(&line.identity) != self.last.as_ref())
-            .unwrap_or(0);
-        let mut line = self.lines.remove(turn)?;
+        let mut line = self.lines.remove(self.turn())?;
         let entry = line.prompts.pop_front();
         self.last = Some(line.identity.clone());
         if !line.prompts.is_empty() {
@@ -395,6 +406,7 @@ mod tests {
                 }
                 _ => assert_eq!(queue.pop().map(|id| id.0), naive.pop(), "{n}"),
             }
+            assert_eq!(queue.next().map(|id| id.0), naive.clone().pop(), "{n}: the next");
             let mut played = naive.clone();
             let all: Vec<u64> = std::iter::from_fn(|| played.pop()).collect();
             assert_eq!(numbers(&queue.order()), all, "{n}: the order");

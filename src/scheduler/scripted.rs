@@ -36,6 +36,12 @@ pub enum Call {
     CancelAll,
     /// No further prompts are wanted.
     Drain,
+    /// The model is wanted in memory; it is taken to be there when the sender is used.
+    Load(oneshot::Sender<()>),
+    /// The model is wanted out of memory.
+    Unload(oneshot::Sender<Result<(), Refusal>>),
+    /// The operator changed something.
+    Configure(super::Config),
 }
 
 impl Script {
@@ -50,6 +56,9 @@ impl Script {
             Command::Cancel { id } => Call::Cancel(id),
             Command::CancelAll => Call::CancelAll,
             Command::Drain => Call::Drain,
+            Command::Load { reply } => Call::Load(reply),
+            Command::Unload { reply } => Call::Unload(reply),
+            Command::Configure { config, .. } => Call::Configure(config),
         })
     }
 

@@ -59,6 +59,8 @@ pub enum State {
     Loading(LoadStage),
     /// Prompts are taken.
     Ready,
+    /// No model is in memory; a prompt that comes is taken and loads it.
+    Unloaded,
     /// The model cannot be loaded, for the reason given; it is tried again where another try could help.
     ModelFailed(Refusal),
     /// promptd is stopping: accepted prompts end, new ones are refused.
@@ -77,6 +79,7 @@ impl State {
         match self {
             State::Loading(_) => "loading",
             State::Ready => "ready",
+            State::Unloaded => "unloaded",
             State::ModelFailed(_) => "model_failed",
             State::Draining => "draining",
         }

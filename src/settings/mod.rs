@@ -62,6 +62,9 @@ pub struct Model {
     /// Tokens of context of each slot. 0: what the model was trained for.
     #[serde(default)]
     pub context: u32,
+    /// The model leaves the memory when nothing was asked for so many seconds; the next prompt loads it again. Absent: it
+    /// stays.
+    pub keep_loaded_seconds: Option<u32>,
 }
 
 /// `[runtime]`
@@ -228,6 +231,10 @@ impl Settings {
             ));
         }
         ranged("model.slots", self.model.slots.into(), 1..=64)?;
+        if let Some(seconds) = self.model.keep_loaded_seconds {
+            // Loading takes seconds: who unloads sooner only loads.
+            ranged("model.keep_loaded_seconds", seconds, 5..=31_536_000)?;
+        }
         ranged("queue.limit", self.queue.limit.into(), 1..=10_000)?;
         ranged("queue.max_wait_seconds", self.queue.max_wait_seconds, 1..=86_400)?;
         ranged("limits.payload_bytes", self.limits.payload_bytes, 1024..=16 << 20)?;

@@ -18,7 +18,7 @@ pub fn status_object(status: &Status) -> Value {
             object.insert("message".into(), refusal.message.as_str().into());
             object.extend(numbers(refusal));
         }
-        State::Ready | State::Draining => {}
+        State::Ready | State::Unloaded | State::Draining => {}
     }
     if let Some(model) = &status.model {
         object.insert(

@@ -231,6 +231,40 @@ async fn cancel_tells_the_asker_and_the_engine() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_model_is_unloaded_and_a_prompt_that_comes_then_waits_for_it() {
+    let mut bench = Bench::ready(8, 1).await;
+    let (unloaded, ()) = tokio::join!(bench.scheduler.unload(), bench.engine.end());
+    unloaded.unwrap();
+    let status = bench.scheduler.status().borrow().clone();
+    assert_eq!((status.state, status.engine_pid), (State::Unloaded, None));
+    assert!(!bench.engine.wanted.borrow().loaded);
+    let scheduler = bench.scheduler.clone();
+    let asker = tokio::spawn(async move { scheduler.submit(submission("a", "x")).await });
+    bench.engine.wanted.wait_for(|wanted| wanted.loaded).await.unwrap();
+    tokio::time::sleep(100 * SECOND).await;
+    bench.engine.start(model(1)).await;
+    bench.engine.approve().await;
+    let mut ticket = asker.await.unwrap().expect("it was worth the wait");
+    assert_eq!(bench.engine.started().await.id, ticket.id());
+    assert_eq!(bench.scheduler.unload().await.unwrap_err().code, Code::Busy);
+    bench.engine.event(ticket.id(), finished(1)).await;
+    assert!(matches!(rest(&mut ticket).await.2, Event::Finished(_)));
+    // Loading what is loaded is no work.
+    bench.scheduler.load().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_model_leaves_the_memory() {
+    let mut bench = Bench::ready(8, 1).await;
+    let config = Config { keep_loaded: Some(60 * SECOND), ..Config::default() };
+    bench.scheduler.configure(config, None, false).await;
+    let begun = tokio::time::Instant::now();
+    bench.engine.wanted.wait_for(|wanted| !wanted.loaded).await.unwrap();
+    let took = begun.elapsed();
+    assert!(took >= 60 * SECOND && took < 61 * SECOND, "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dropped_ticket_cancels_its_prompt_and_no_other() {
     let mut bench = Bench::ready(8, 1).await;
     let running = bench.accept(submission("a", "x")).await;

@@ -17,6 +17,7 @@ impl Core {
         match event {
             EngineEvent::Started { pid, .. } => self.engine_started(pid, now),
             EngineEvent::Frame(frame) => self.frame(frame, now),
+            EngineEvent::Ended => self.engine_ended(now),
             EngineEvent::Died { report, restart_in } => {
                 let restart_in_ms =
                     restart_in.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
@@ -31,6 +32,7 @@ impl Core {
         }
         self.dispatch(now);
         self.tell_places(now);
+        self.rest(now);
     }
 
     /// Nobody starts engines any more: no prompt can be answered.
@@ -44,8 +46,8 @@ impl Core {
     }
 
     fn engine_started(&mut self, pid: u32, now: Instant) {
-        self.counters.engine_restarts += u64::from(self.engine.started_before);
-        self.engine.started_before = true;
+        self.counters.engine_restarts = self.engine.engines;
+        self.engine.engines += 1;
         self.engine.pid = Some(pid);
         self.engine.stage = LoadStage::Runtime;
         self.engine.expected =
@@ -60,6 +62,8 @@ impl Core {
                 self.engine.failed = None;
                 self.engine.deaths_while_loading = 0;
                 self.engine.model = Some(model);
+                self.engine.on_demand = false;
+                self.ask_checks(now);
             }
             FromEngine::LoadFailed(refusal) => {
                 self.model_failed(Refusal { code: Code::ModelFailed, ..refusal });
@@ -81,7 +85,7 @@ impl Core {
             self.survive(id, report, now);
         }
         let refusal = self.model_loading(now);
-        self.refuse_checks(&refusal);
+        self.refuse_asked(&refusal);
         if !was_ready {
             self.engine.deaths_while_loading = self.engine.deaths_while_loading.saturating_add(1);
             if self.engine.deaths_while_loading >= FATAL_LOADS && self.engine.failed.is_none() {

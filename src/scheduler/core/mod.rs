@@ -4,6 +4,9 @@
 mod engine;
 #[cfg(test)]
 mod ledger_tests;
+mod load;
+#[cfg(test)]
+mod load_tests;
 mod places;
 #[cfg(test)]
 mod places_tests;
@@ -20,7 +23,7 @@ use super::queue::Queue;
 use super::rates::{Rates, Size};
 use super::weight::weight;
 use super::{Config, Counters, Place, State, Status};
-use crate::engine::frames::{CheckedPrompt, LoadStage, ModelInfo, ToEngine};
+use crate::engine::frames::{CheckedPrompt, LoadRequest, LoadStage, ModelInfo, ToEngine};
 use crate::request::{Code, Event, Identity, Priority, PromptId, Refusal, Request, Submission};
 
 /// The engine's answer to a check is waited for this long. Checks take milliseconds and the slowest honest schema well
@@ -45,8 +48,21 @@ pub(super) enum Action {
     Accept { check: u64, id: PromptId, seed: u64, checked: CheckedPrompt },
     /// The check's submission is refused.
     Refuse { check: u64, refusal: Refusal },
+    /// Ask this of the engine's supervisor.
+    Engine(Order),
     /// Give this event to the prompt's asker.
     Deliver { id: PromptId, event: Event },
+}
+
+/// What the supervisor is asked.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Start an engine, without a pause.
+    Load,
+    /// End the engine and start none.
+    Unload,
+    /// End the engine and start another, with another model where one is given.
+    Replace(Option<Box<LoadRequest>>),
 }
 
 /// The scheduler's mind.
@@ -83,8 +99,18 @@ struct Engine {
     failed: Option<Refusal>,
     /// When it should be ready, as far as the last load tells.
     expected: Option<Instant>,
-    started_before: bool,
+    /// Engines that were started so far.
+    engines: u64,
     deaths_while_loading: u32,
+    /// Whether a model shall be loaded.
+    wanted: bool,
+    /// Prompts that come while the model is loaded wait for it: it was unloaded because nobody needed it, or is being
+    /// replaced while it worked.
+    on_demand: bool,
+    /// To be replaced as soon as no prompt runs.
+    change: Option<Order>,
+    /// Since when there has been nothing to do.
+    idle: Option<Instant>,
 }
 
 /// A submission whose check is under way.
@@ -93,7 +119,8 @@ struct Pending {
     submission: Submission,
     /// Bytes of it, for the queue's limit.
     weight: usize,
-    came: Instant,
+    /// When the engine was asked. `None`: the model is being loaded for it.
+    asked: Option<Instant>,
     deadline: Option<Instant>,
 }
 
@@ -148,8 +175,12 @@ impl Core {
             model: None,
             failed: None,
             expected: None,
-            started_before: false,
+            engines: 0,
             deaths_while_loading: 0,
+            wanted: true,
+            on_demand: false,
+            change: None,
+            idle: None,
         };
         Core {
             config,
@@ -178,10 +209,13 @@ impl Core {
             self.refuse(check, refusal);
             return check;
         }
-        self.actions
-            .push(Action::Send(ToEngine::Check { check, request: submission.request.clone() }));
         let deadline = submission.timeout.and_then(|timeout| now.checked_add(timeout));
-        self.checks.insert(check, Pending { submission, weight, came: now, deadline });
+        self.checks.insert(check, Pending { submission, weight, asked: None, deadline });
+        if self.is_serving() {
+            self.ask_check(check, now);
+        } else {
+            self.load_on_demand(now);
+        }
         check
     }
 
@@ -190,6 +224,7 @@ impl Core {
         self.abandon(id, Refusal::new(Code::Cancelled, "the prompt was cancelled"));
         self.dispatch(now);
         self.tell_places(now);
+        self.rest(now);
     }
 
     /// Ends every prompt with `cancelled`, and refuses those that are being checked.
@@ -206,6 +241,7 @@ impl Core {
         ));
         self.dispatch(now);
         self.tell_places(now);
+        self.rest(now);
     }
 
     /// Takes no more prompts from now on.
@@ -234,13 +270,14 @@ impl Core {
         }
         self.dispatch(now);
         self.tell_places(now);
+        self.rest(now);
     }
 
     /// When [`Core::tick`] has something to do next.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let checks = self.checks.values().filter_map(Pending::expires);
         let prompts = self.prompts.values().filter_map(|prompt| prompt.deadline);
-        checks.chain(prompts).chain(self.next_places()).min()
+        checks.chain(prompts).chain(self.next_places()).chain(self.next_rest()).min()
     }
 
     /// What is to be done since the last time.
@@ -257,6 +294,7 @@ impl Core {
     pub(super) fn status(&self) -> Status {
         let state = match &self.engine.failed {
             _ if self.draining => State::Draining,
+            _ if !self.engine.wanted => State::Unloaded,
             Some(refusal) => State::ModelFailed(refusal.clone()),
             None if self.engine.ready => State::Ready,
             None => State::Loading(self.engine.stage),
@@ -278,8 +316,7 @@ impl Core {
 
 impl Pending {
     fn expires(&self) -> Option<Instant> {
-        let limit = self.came.checked_add(CHECK_LIMIT);
-        self.deadline
-            .map_or(limit, |deadline| Some(limit.map_or(deadline, |limit| limit.min(deadline))))
+        let limit = self.asked.and_then(|asked| asked.checked_add(CHECK_LIMIT));
+        [limit, self.deadline].into_iter().flatten().min()
     }
 }

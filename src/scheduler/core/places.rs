@@ -43,8 +43,8 @@ impl Core {
         if let Some(refusal) = &self.engine.failed {
             return Err(refusal.clone().with_retry_after(self.until_expected(now)));
         }
-        if !self.engine.ready {
-            return Err(self.model_loading(now));
+        if !self.is_serving() {
+            self.worth_loading(submission, now)?;
         }
         self.has_room(&submission.identity, weight)?;
         self.not_too_long(&submission.identity, submission.priority, now).map(|_| ())

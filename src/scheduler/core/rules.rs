@@ -10,7 +10,7 @@ use crate::scheduler::rates::sensible;
 impl Core {
     /// Fills the free slots.
     pub(super) fn dispatch(&mut self, now: Instant) {
-        while self.engine.ready && self.running.len() < self.slots() {
+        while self.is_serving() && self.running.len() < self.slots() && self.may_start() {
             let Some(id) = self.queue.pop() else { return };
             self.places.changed = true;
             // The queue and the prompts are changed together.
@@ -28,6 +28,14 @@ impl Core {
                 resume,
             }));
         }
+    }
+
+    /// Whether the next prompt may start beside those that run. One that has seen its engine die runs alone: if the next
+    /// engine dies as well, it was that prompt, and nobody else is blamed.
+    fn may_start(&self) -> bool {
+        let is_suspect = |id: &PromptId| self.prompts.get(id).is_some_and(|p| p.deaths > 0);
+        let suspect_next = self.queue.next().is_some_and(|id| is_suspect(&id));
+        !self.running.iter().any(is_suspect) && (self.running.is_empty() || !suspect_next)
     }
 
     /// Ends a prompt without the engine's doing.

@@ -130,7 +130,7 @@ impl Bench {
     }
 
     /// What was done since the last look, in short words.
-    fn did(&mut self) -> Vec<String> {
+    pub(super) fn did(&mut self) -> Vec<String> {
         let say = |action: Action| match action {
             Action::Send(ToEngine::Check { check, .. }) => format!("check {check}"),
             Action::Send(ToEngine::Start { id, seed, resume, .. }) => {
@@ -138,6 +138,7 @@ impl Bench {
             }
             Action::Send(ToEngine::Cancel { id }) => format!("cancel {id}"),
             Action::Send(ToEngine::Load(_)) => "load".to_owned(),
+            Action::Engine(order) => format!("{order:?}"),
             Action::Accept { id, .. } => format!("accept {id}"),
             Action::Refuse { check, refusal } => {
                 format!("refuse {check} {}", refusal.code.as_str())
@@ -394,11 +395,8 @@ fn after_a_death_the_answer_goes_on_where_it_was() {
     bench.engine(started(2));
     bench.pass(SECOND);
     bench.frame(FromEngine::Ready(model(2)));
-    let seeds = [
-        format!("start {first} seed 1001 resume [5, 6]"),
-        format!("start {second} seed 1002 resume []"),
-    ];
-    assert_eq!(bench.did(), seeds);
+    // One of the two may have killed it: each runs alone now.
+    assert_eq!(bench.did(), [format!("start {first} seed 1001 resume [5, 6]")]);
     // It is read again, which its asker need not know; then it goes on.
     bench.event(first, Event::Prefill { done: 12, total: 12 });
     bench.event(first, delta(7));
@@ -407,16 +405,50 @@ fn after_a_death_the_answer_goes_on_where_it_was() {
     bench.event(first, finish(SECOND, SECOND, 3));
     let mut actions = bench.core.take_actions();
     actions.retain(|a| !matches!(a, Action::Deliver { event: Event::Queued { .. }, .. }));
-    let Some(Action::Deliver { event: Event::Finished(finish), .. }) = actions.first() else {
+    let Some(Action::Deliver { event: Event::Finished(whole), .. }) = actions.first() else {
         panic!("{actions:?}")
     };
     // One second of decoding by the dead engine; one second of waiting for the next.
-    assert_eq!(finish.timings, Timings { queue: SECOND, prefill: SECOND, decode: 2 * SECOND });
-    assert_eq!(finish.seed, 1001);
+    assert_eq!(whole.timings, Timings { queue: SECOND, prefill: SECOND, decode: 2 * SECOND });
+    assert_eq!(whole.seed, 1001);
     assert_eq!(bench.core.status().counters.engine_restarts, 1);
-    // Those who had not run wait as before.
-    assert!(matches!(&actions[1], Action::Send(ToEngine::Start { id, .. }) if *id == urgent));
-    assert!(bench.core.prompts.contains_key(&third));
+    assert!(matches!(&actions[1], Action::Send(ToEngine::Start { id, .. }) if *id == second));
+    // Those who had not run wait as before, and run side by side.
+    bench.event(second, finish(SECOND, SECOND, 3));
+    let starts = [
+        format!("{second} finished"),
+        format!("start {urgent} seed 1004 resume []"),
+        format!("start {third} seed 1003 resume []"),
+    ];
+    assert_eq!(bench.did(), starts);
+}
+
+#[test]
+fn of_those_who_ran_together_only_the_guilty_one_fails() {
+    let mut bench = Bench::ready(8, 4);
+    let ids: Vec<PromptId> =
+        ["a", "b", "poison", "d", "e"].map(|who| bench.accept(submission(who))).into();
+    let poison = ids[2];
+    let mut running: Vec<PromptId> = ids[..4].to_vec();
+    let mut ended = Vec::new();
+    for turn in 0..20 {
+        bench.core.take_actions();
+        if running.contains(&poison) {
+            bench.engine(died(Some(SECOND)));
+            bench.engine(started(turn));
+            bench.frame(FromEngine::Ready(model(4)));
+        } else if let Some(id) = running.first() {
+            bench.event(*id, finish(SECOND, SECOND, 1));
+        }
+        for did in bench.did() {
+            if let Some((id, how)) = did.split_once(' ').filter(|(id, _)| id.starts_with('p')) {
+                ended.push(format!("{id} {how}"));
+            }
+        }
+        running.clone_from(&bench.core.running);
+    }
+    let expected = ["p0 finished", "p1 finished", "p2 model_failed", "p3 finished", "p4 finished"];
+    assert_eq!(ended, expected);
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! An engine that moves only when the test says so: the other ends of the scheduler's port.
 
-use promptd::engine::client::{EngineEvent, EnginePort};
+use promptd::engine::client::{EngineEvent, EnginePort, Wanted};
 use promptd::engine::frames::{CheckedPrompt, FromEngine, ModelInfo, ToEngine};
 use promptd::engine::{Death, DeathReport, Phase};
 use promptd::request::{Event, PromptId, Request};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::words;
 
@@ -14,6 +14,8 @@ pub(crate) struct ScriptedEngine {
     events: mpsc::Sender<EngineEvent>,
     orders: Option<mpsc::Receiver<ToEngine>>,
     pid: u32,
+    /// What the scheduler wants of the supervisor.
+    pub(crate) wanted: watch::Receiver<Wanted>,
 }
 
 /// A prompt that the scheduler started.
@@ -29,7 +31,8 @@ impl ScriptedEngine {
     /// No engine runs yet.
     pub(crate) fn new() -> (ScriptedEngine, EnginePort) {
         let (events, received) = mpsc::channel(1);
-        (ScriptedEngine { events, orders: None, pid: 100 }, EnginePort::new(received))
+        let (port, wanted) = EnginePort::new(received, words::load());
+        (ScriptedEngine { events, orders: None, pid: 100, wanted }, port)
     }
 
     /// An engine starts, and its model is ready at once.
@@ -47,6 +50,12 @@ impl ScriptedEngine {
         self.orders = None;
         let report = DeathReport::new(Death::Killed(9), Phase::Ready, &words::load());
         self.emit(EngineEvent::Died { report, restart_in: Some(Duration::from_millis(100)) }).await;
+    }
+
+    /// The engine ends because the scheduler wants that.
+    pub(crate) async fn end(&mut self) {
+        self.orders = None;
+        self.emit(EngineEvent::Ended).await;
     }
 
     /// Sends a frame.
