@@ -33,6 +33,7 @@ impl Door {
             Report::Progress(event) => self.progress(number, Some(&event)),
             Report::Piece(text) => self.stream(number, |seq| stream_piece(None, seq, &text)),
             Report::Ended(result) => self.ended(number, result, now),
+            Report::Operated(result) => self.operated(number, &result, now),
         }
     }
 

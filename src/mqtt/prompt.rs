@@ -25,6 +25,8 @@ pub(crate) enum Report {
     Piece(String),
     /// It is over: the whole text, or why there is none.
     Ended(Result<(String, Finish), Refusal>),
+    /// Not a prompt, but an operator's request, and it is done.
+    Operated(Result<(), Refusal>),
 }
 
 /// What a report is about.

@@ -124,7 +124,7 @@ impl Actor {
     fn command(&mut self, command: Command, now: std::time::Instant) {
         match command {
             Command::Submit { submission, reply } => {
-                let check = self.core.submit(submission, now);
+                let check = self.core.submit(*submission, now);
                 self.askers.insert(check, reply);
             }
             Command::Cancel { id } => self.core.cancel(id, now),
@@ -141,6 +141,7 @@ impl Actor {
                 self.act();
                 let _ = reply.send(unloaded);
             }
+            Command::ConfigurationIsWrong { message } => self.core.configuration_is_wrong(message),
             Command::Configure { config, load, retry } => {
                 self.core.configure(config, load, retry, now);
             }

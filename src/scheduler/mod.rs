@@ -4,6 +4,7 @@
 mod actor;
 mod core;
 mod queue;
+mod quotas;
 mod rates;
 #[doc(hidden)]
 pub mod scripted;
@@ -64,12 +65,13 @@ pub struct Scheduler {
 /// What the handle asks of the scheduler's task.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Submit { submission: Submission, reply: oneshot::Sender<Result<Ticket, Refusal>> },
+    Submit { submission: Box<Submission>, reply: oneshot::Sender<Result<Ticket, Refusal>> },
     Cancel { id: PromptId },
     CancelAll,
     Drain,
     Load { reply: oneshot::Sender<()> },
     Unload { reply: oneshot::Sender<Result<(), Refusal>> },
+    ConfigurationIsWrong { message: String },
     Configure { config: Config, load: Option<Box<LoadRequest>>, retry: bool },
 }
 
@@ -92,6 +94,7 @@ impl Scheduler {
     /// numbers), `bad_request`, `would_miss_deadline`, or `busy` while draining.
     pub async fn submit(&self, submission: Submission) -> Result<Ticket, Refusal> {
         let (reply, answer) = oneshot::channel();
+        let submission = Box::new(submission);
         self.commands.send(Command::Submit { submission, reply }).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
     }
@@ -148,6 +151,11 @@ impl Scheduler {
     pub async fn configure(&self, config: Config, load: Option<LoadRequest>, retry: bool) {
         let load = load.map(Box::new);
         let _ = self.commands.send(Command::Configure { config, load, retry }).await;
+    }
+
+    /// Lets the status say that the configuration could not be read again, until it can.
+    pub async fn configuration_is_wrong(&self, message: String) {
+        let _ = self.commands.send(Command::ConfigurationIsWrong { message }).await;
     }
 
     /// The state of the engine, the queue and the counters; changes as they change.

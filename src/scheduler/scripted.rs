@@ -27,6 +27,7 @@ pub struct Script {
 
 /// What a door asked.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "tests take them apart one at a time")]
 pub enum Call {
     /// A prompt was handed in.
     Submit(Submission, Verdict),
@@ -40,6 +41,8 @@ pub enum Call {
     Load(oneshot::Sender<()>),
     /// The model is wanted out of memory.
     Unload(oneshot::Sender<Result<(), Refusal>>),
+    /// The operator wrote something that cannot be read.
+    ConfigurationIsWrong(String),
     /// The operator changed something.
     Configure(super::Config),
 }
@@ -51,13 +54,14 @@ impl Script {
             Command::Submit { submission, reply } => {
                 let id = PromptId(self.next);
                 self.next += 1;
-                Call::Submit(submission, Verdict { id, reply })
+                Call::Submit(*submission, Verdict { id, reply })
             }
             Command::Cancel { id } => Call::Cancel(id),
             Command::CancelAll => Call::CancelAll,
             Command::Drain => Call::Drain,
             Command::Load { reply } => Call::Load(reply),
             Command::Unload { reply } => Call::Unload(reply),
+            Command::ConfigurationIsWrong { message } => Call::ConfigurationIsWrong(message),
             Command::Configure { config, .. } => Call::Configure(config),
         })
     }

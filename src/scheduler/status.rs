@@ -26,6 +26,8 @@ pub struct Status {
     pub next_begins: Duration,
     /// Prompts that run in the engine.
     pub running: usize,
+    /// What is wrong with the configuration that was to be read again; the one before holds.
+    pub configuration_error: Option<String>,
     /// The engine's process id, while there is one.
     pub engine_pid: Option<u32>,
     /// Counters since the service began.

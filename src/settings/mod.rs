@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::identity::Client;
 use crate::wire::Profile;
 
 pub use library::{Located, expected_library, find_library};
@@ -47,6 +48,9 @@ pub struct Settings {
     /// Named prompts-in-waiting: a system message, a schema and defaults, chosen by `ask/<profile>` or `"profile"`.
     #[serde(default)]
     pub profiles: BTreeMap<String, Profile>,
+    /// Who may what. `default` is everybody who is in no other entry.
+    #[serde(default)]
+    pub clients: BTreeMap<String, Client>,
 }
 
 /// `[model]`
@@ -105,6 +109,10 @@ pub struct Mqtt {
     /// every client may be trusted with those, set this.
     #[serde(default)]
     pub restrict_response_topics: bool,
+    /// Whether `request/load`, `request/unload` and `request/reload` are listened to. Off, because MQTT does not tell who
+    /// publishes: only the broker's access rules can keep others from these topics.
+    #[serde(default)]
+    pub admin: bool,
 }
 
 /// `[socket]`

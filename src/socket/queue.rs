@@ -2,23 +2,23 @@
 
 use serde_json::{Map, Value, json};
 
-use super::accept::Peer;
 use super::running::Running;
+use crate::identity::Grant;
 use crate::request::Priority;
 use crate::scheduler::Status;
 use crate::wire::status_object;
 
 /// The queue as an object. Everybody sees the whole order; whose a prompt is, and the id that cancels it, is told only to
-/// its asker and to root.
-pub(super) fn object(status: &Status, running: &Running, peer: &Peer) -> Value {
-    let sees_all = peer.uid == Some(0);
+/// its asker, to root and to clients with `admin = true`.
+pub(super) fn object(status: &Status, running: &Running, grant: &Grant, root: bool) -> Value {
+    let sees_all = root || grant.admin;
     let prompts = status.places.iter().zip(1_u64..).map(|(place, position)| {
         let eta_ms = u64::try_from(place.begins_in.as_millis()).unwrap_or(u64::MAX);
         let mut entry = Map::new();
         entry.insert("position".into(), position.into());
         entry.insert("eta_ms".into(), eta_ms.into());
         entry.insert("priority".into(), priority(place.priority).into());
-        let mine = place.identity == peer.identity();
+        let mine = place.identity == grant.identity;
         entry.insert("mine".into(), mine.into());
         if mine || sees_all {
             entry.insert("client".into(), place.identity.0.as_str().into());
@@ -49,6 +49,7 @@ fn priority(priority: Priority) -> &'static str {
 mod tests {
     use std::time::Duration;
 
+    use super::super::accept::Peer;
     use super::*;
     use crate::request::{Identity, PromptId};
     use crate::scheduler::Place;
@@ -64,9 +65,9 @@ mod tests {
         let places = [place(4, "uid:7", 2), place(5, "mqtt:esp", 9)];
         let status = Status { waiting: 2, places: places.into(), ..Status::default() };
         let running = Running::default();
-        let peer = |uid| Peer { uid: Some(uid) };
-        let entry = running.enter(PromptId(4), &peer(7), "cmpl");
-        let seen = object(&status, &running, &peer(7));
+        let grant = |uid: u32| Grant::all(Identity(format!("uid:{uid}")));
+        let entry = running.enter(PromptId(4), &Peer { uid: Some(7), gid: None }, "cmpl");
+        let seen = object(&status, &running, &grant(7), false);
         assert_eq!((&seen["object"], &seen["queue"]["waiting"]), (&json!("queue"), &json!(2)));
         assert_eq!(
             seen["prompts"],
@@ -76,11 +77,11 @@ mod tests {
                 {"position": 2, "eta_ms": 9000, "priority": "high", "mine": false},
             ])
         );
-        let root = object(&status, &running, &peer(0));
+        let root = object(&status, &running, &grant(0), true);
         assert_eq!(
             (&root["prompts"][1]["client"], &root["prompts"][1]["id"]),
             (&json!("mqtt:esp"), &json!("p5"))
         );
-        assert!(object(&status, &running, &peer(8))["prompts"][0].get("id").is_none());
+        assert!(object(&status, &running, &grant(8), false)["prompts"][0].get("id").is_none());
     }
 }

@@ -42,6 +42,9 @@ pub fn status_object(status: &Status) -> Value {
     let slots = status.model.as_ref().map(|model| model.slots);
     object.insert("slots".into(), json!({"running": status.running, "total": slots}));
     object.insert("engine_pid".into(), status.engine_pid.into());
+    if let Some(error) = &status.configuration_error {
+        object.insert("configuration_error".into(), error.as_str().into());
+    }
     let counters = &status.counters;
     object.insert(
         "counters".into(),

@@ -27,6 +27,8 @@ mod mqtt;
 #[cfg(test)]
 mod mqtt_faults;
 #[cfg(test)]
+mod operator;
+#[cfg(test)]
 mod overload;
 #[cfg(test)]
 mod scheduler;

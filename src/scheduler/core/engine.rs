@@ -42,7 +42,7 @@ impl Core {
             "the engine is gone and nobody starts another; restart promptd",
         );
         self.engine_died("the engine was given up", None, now);
-        self.model_failed(refusal);
+        self.model_failed(refusal, now);
     }
 
     fn engine_started(&mut self, pid: u32, now: Instant) {
@@ -66,7 +66,7 @@ impl Core {
                 self.ask_checks(now);
             }
             FromEngine::LoadFailed(refusal) => {
-                self.model_failed(Refusal { code: Code::ModelFailed, ..refusal });
+                self.model_failed(Refusal { code: Code::ModelFailed, ..refusal }, now);
             }
             FromEngine::Checked { check, result } => self.checked(check, result, now),
             FromEngine::Event { id, event } => self.event(id, event, now),
@@ -89,7 +89,7 @@ impl Core {
         if !was_ready {
             self.engine.deaths_while_loading = self.engine.deaths_while_loading.saturating_add(1);
             if self.engine.deaths_while_loading >= FATAL_LOADS && self.engine.failed.is_none() {
-                self.model_failed(Refusal::new(Code::ModelFailed, report));
+                self.model_failed(Refusal::new(Code::ModelFailed, report), now);
             }
         }
     }
@@ -103,7 +103,7 @@ impl Core {
                 "the engine died {} times while it answered this prompt; the last time {report}",
                 prompt.deaths
             );
-            self.end(id, Event::Failed(Refusal::new(Code::ModelFailed, message)));
+            self.end(id, Event::Failed(Refusal::new(Code::ModelFailed, message)), now);
             return;
         }
         if let Phase::Running { since, answering } = prompt.phase {
@@ -117,9 +117,9 @@ impl Core {
     }
 
     /// The model cannot be loaded: those who wait for it are told now, rather than left waiting for a mended file.
-    fn model_failed(&mut self, refusal: Refusal) {
+    fn model_failed(&mut self, refusal: Refusal, now: Instant) {
         for id in self.ids() {
-            self.abandon(id, refusal.clone());
+            self.abandon(id, refusal.clone(), now);
         }
         self.refuse_checks(&refusal);
         self.engine.failed = Some(refusal);
@@ -136,7 +136,7 @@ impl Core {
         };
         let id = PromptId(self.next_id);
         self.next_id += 1;
-        let Submission { request, identity, priority, .. } = pending.submission;
+        let Submission { request, identity, priority, quota, .. } = pending.submission;
         let seed = request.sampling.seed.unwrap_or_else(|| (self.draw_seed)());
         let size = Size::from(checked);
         self.queue.push(Entry { id, size }, &identity, priority);
@@ -145,6 +145,7 @@ impl Core {
             id,
             Prompt {
                 request,
+                quota,
                 weight: pending.weight,
                 size,
                 told: None,
@@ -187,9 +188,9 @@ impl Core {
                 finish.timings.prefill += prompt.spent.prefill;
                 finish.timings.decode += prompt.spent.decode;
                 tracing::debug!(%id, identity = %prompt.identity.0, ran = ?now.saturating_duration_since(*since), "finished");
-                self.end(id, Event::Finished(finish));
+                self.end(id, Event::Finished(finish), now);
             }
-            Event::Failed(_) => self.end(id, event),
+            Event::Failed(_) => self.end(id, event, now),
         }
     }
 }

@@ -51,6 +51,7 @@ impl Core {
         now: Instant,
     ) {
         self.config = config;
+        self.configuration_error = None;
         self.places.changed = true;
         let retry = retry && self.engine.failed.is_some();
         if load.is_some() || retry {
@@ -64,6 +65,11 @@ impl Core {
             self.change_when_idle(now);
         }
         self.tick(now);
+    }
+
+    /// The configuration was read again and is wrong.
+    pub(in crate::scheduler) fn configuration_is_wrong(&mut self, message: String) {
+        self.configuration_error = Some(message);
     }
 
     /// Replaces the engine if that is to be done and nothing runs.

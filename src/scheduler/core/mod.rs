@@ -20,11 +20,14 @@ use std::time::{Duration, Instant};
 
 use self::rules::{draining, timeout};
 use super::queue::Queue;
+use super::quotas::Quotas;
 use super::rates::{Rates, Size};
 use super::weight::weight;
 use super::{Config, Counters, Place, State, Status};
 use crate::engine::frames::{CheckedPrompt, LoadRequest, LoadStage, ModelInfo, ToEngine};
-use crate::request::{Code, Event, Identity, Priority, PromptId, Refusal, Request, Submission};
+use crate::request::{
+    Code, Event, Identity, Priority, PromptId, Quota, Refusal, Request, Submission,
+};
 
 /// The engine's answer to a check is waited for this long. Checks take milliseconds and the slowest honest schema well
 /// under a second, so a later answer means that the engine has more checks than it can do.
@@ -68,6 +71,7 @@ pub(super) enum Order {
 /// The scheduler's mind.
 pub(super) struct Core {
     config: Config,
+    configuration_error: Option<String>,
     draw_seed: Box<dyn FnMut() -> u64 + Send>,
     engine: Engine,
     draining: bool,
@@ -81,6 +85,7 @@ pub(super) struct Core {
     next_check: u64,
     next_id: u64,
     rates: Rates,
+    quotas: Quotas,
     counters: Counters,
     /// The order of those who wait, as it was last told.
     places: places::Places,
@@ -128,6 +133,7 @@ struct Pending {
 #[derive(Debug)]
 struct Prompt {
     request: Request,
+    quota: Quota,
     weight: usize,
     size: Size,
     /// The place in the queue that its asker knows of.
@@ -184,6 +190,7 @@ impl Core {
         };
         Core {
             config,
+            configuration_error: None,
             draw_seed,
             engine,
             draining: false,
@@ -194,6 +201,7 @@ impl Core {
             next_check: 0,
             next_id: 0,
             rates: Rates::default(),
+            quotas: Quotas::default(),
             counters: Counters::default(),
             places: places::Places::default(),
             actions: Vec::new(),
@@ -221,7 +229,7 @@ impl Core {
 
     /// Ends one prompt with `cancelled`. Unknown numbers are ignored.
     pub(super) fn cancel(&mut self, id: PromptId, now: Instant) {
-        self.abandon(id, Refusal::new(Code::Cancelled, "the prompt was cancelled"));
+        self.abandon(id, Refusal::new(Code::Cancelled, "the prompt was cancelled"), now);
         self.dispatch(now);
         self.tell_places(now);
         self.rest(now);
@@ -233,6 +241,7 @@ impl Core {
             self.abandon(
                 id,
                 Refusal::new(Code::Cancelled, "the prompt was cancelled, with all others"),
+                now,
             );
         }
         self.refuse_checks(&Refusal::new(
@@ -266,7 +275,7 @@ impl Core {
             self.prompts.iter().filter(|(_, p)| over(p.deadline)).map(|(id, _)| *id).collect();
         late.sort_unstable();
         for id in late {
-            self.abandon(id, timeout());
+            self.abandon(id, timeout(), now);
         }
         self.dispatch(now);
         self.tell_places(now);
@@ -308,6 +317,7 @@ impl Core {
             places: Arc::clone(&self.places.told),
             next_begins: self.places.next_begins,
             running: self.running.len(),
+            configuration_error: self.configuration_error.clone(),
             engine_pid: self.engine.pid,
             counters: self.counters.clone(),
         }

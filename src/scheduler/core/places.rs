@@ -32,7 +32,7 @@ pub(super) struct Places {
 impl Core {
     /// Whether a submission is worth checking.
     pub(super) fn may_enter(
-        &self,
+        &mut self,
         submission: &Submission,
         weight: usize,
         now: Instant,
@@ -47,7 +47,12 @@ impl Core {
             self.worth_loading(submission, now)?;
         }
         self.has_room(&submission.identity, weight)?;
-        self.not_too_long(&submission.identity, submission.priority, now).map(|_| ())
+        self.not_too_long(&submission.identity, submission.priority, now)?;
+        // Last, because it counts: what is refused for another reason costs its asker nothing.
+        let Submission { identity, quota, .. } = submission;
+        let prompts = self.prompts.values().filter(|prompt| prompt.identity == *identity).count();
+        let checks = self.checks.values().filter(|p| p.submission.identity == *identity).count();
+        self.quotas.enter(identity, quota, prompts + checks, now)
     }
 
     /// Whether the answer of a checked prompt can come before its deadline, and its turn before the longest wait.

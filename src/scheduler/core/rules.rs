@@ -39,24 +39,32 @@ impl Core {
     }
 
     /// Ends a prompt without the engine's doing.
-    pub(super) fn abandon(&mut self, id: PromptId, refusal: Refusal) {
+    pub(super) fn abandon(&mut self, id: PromptId, refusal: Refusal, now: Instant) {
         if self.running.contains(&id) {
             self.actions.push(Action::Send(ToEngine::Cancel { id }));
         }
-        self.end(id, Event::Failed(refusal));
+        self.end(id, Event::Failed(refusal), now);
     }
 
     /// Takes a prompt out of everything and gives its asker the final event. Unknown numbers are ignored.
-    pub(super) fn end(&mut self, id: PromptId, event: Event) {
+    pub(super) fn end(&mut self, id: PromptId, event: Event, now: Instant) {
         let Some(prompt) = self.prompts.remove(&id) else { return };
         self.queue.remove(id);
         self.places.changed = true;
         self.running.retain(|other| *other != id);
+        let wrote = u64::try_from(prompt.delivered.len()).unwrap_or(u64::MAX);
+        // Of one that fails before it is done, what it wrote counts; it may not have been read.
+        let tokens = match &event {
+            Event::Finished(Finish { usage, .. }) => {
+                u64::from(usage.prompt) + u64::from(usage.completion)
+            }
+            _ => wrote,
+        };
+        self.quotas.spend(&prompt.identity, &prompt.quota, tokens, now);
         match &event {
             Event::Finished(finish) => self.count(finish),
             Event::Failed(refusal) => {
                 tracing::debug!(%id, priority = ?prompt.priority, code = refusal.code.as_str(), "failed");
-                let wrote = u64::try_from(prompt.delivered.len()).unwrap_or(u64::MAX);
                 self.counters.completion_tokens =
                     self.counters.completion_tokens.saturating_add(wrote);
                 *self.counters.refused.entry(refusal.code.as_str()).or_default() += 1;

@@ -24,6 +24,8 @@ pub(super) fn submission(who: &str) -> Submission {
         identity: Identity(who.to_owned()),
         priority: Priority::Normal,
         timeout: None,
+        quota: Quota::default(),
+        session: None,
     }
 }
 
