@@ -9,6 +9,8 @@
 //! | [`inference`] | tokens in, tokens out: model folder, ONNX Runtime, KV cache, tokenizer, sampler, grammar |
 //! | [`engine`] | the seam between the two processes, and the child on its other side |
 //! | [`scheduler`] | accepts, queues, starts and ends prompts; knows no topic and no tensor |
+//! | [`identity`] | who asks, and what they may |
+//! | [`control`] | what an operator may ask of a running promptd |
 //! | [`wire`] | the JSON that both doors speak, and profiles |
 //! | [`mqtt`], [`socket`] | the doors |
 //! | [`settings`], [`telemetry`], [`systemd`] | what the operator wrote, sees, and starts it with |
@@ -16,8 +18,10 @@
 //! | [`cli`] | the commands |
 
 pub mod cli;
+pub mod control;
 pub mod daemon;
 pub mod engine;
+pub mod identity;
 pub mod inference;
 pub mod mqtt;
 pub mod request;

@@ -30,6 +30,11 @@ impl ServiceManager {
         notify(&[NotifyState::Ready, NotifyState::Status(status)]);
     }
 
+    /// The configuration is being read again; [`ServiceManager::ready`] ends it.
+    pub fn reloading(self) {
+        notify(&[NotifyState::Reloading]);
+    }
+
     /// A line for `systemctl status`.
     pub fn status(self, status: &str) {
         notify(&[NotifyState::Status(status)]);

@@ -29,7 +29,9 @@ pub fn run(args: Serve, environment: &Environment) -> ExitCode {
         Err(error) => return fail(&error, exit::FAILURE),
     };
     let surroundings = daemon::Surroundings { program, environment: std::env::vars_os().collect() };
-    match daemon::run(&settings, surroundings) {
+    let environment = environment.clone();
+    let reread = move || settings::load(&config, &environment).map_err(|error| with_causes(&error));
+    match daemon::run(&settings, surroundings, Box::new(reread)) {
         Ok(()) => ExitCode::from(exit::OK),
         Err(error) if error.is_configuration() => fail(&error, exit::CONFIGURATION),
         Err(error) => fail(&error, exit::FAILURE),

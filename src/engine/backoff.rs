@@ -5,9 +5,12 @@ use std::time::Duration;
 /// The wait before the first restart: an engine that died once by accident costs its askers no more than this and the load.
 const FIRST: Duration = Duration::from_millis(100);
 
-/// The wait when nothing helps, and after a load that failed for a reason that lies in the files: often enough for an
-/// operator who mends them, seldom enough for the board and its log.
+/// The longest wait after engines that had been ready.
 const LONGEST: Duration = Duration::from_secs(30);
+
+/// The longest wait after loads that fail for a reason that lies in the files. It begins at [`LONGEST`] and doubles: every
+/// try costs the board a whole load, and who mends the files can ask for one at once.
+const LONGEST_UNLOADABLE: Duration = Duration::from_mins(5);
 
 /// An engine that was ready this long was a good one: after its death the waits begin at the first again.
 const GOOD_LIFE: Duration = Duration::from_secs(60);
@@ -32,13 +35,15 @@ pub(super) enum Outcome {
 pub(super) struct Backoff {
     next: Duration,
     never_ready: u32,
+    /// The wait after the next load that fails for a reason in the files.
+    unloadable: Duration,
     /// A number from 0 to 1 for the jitter.
     random: fn() -> f64,
 }
 
 impl Default for Backoff {
     fn default() -> Self {
-        Backoff { next: FIRST, never_ready: 0, random }
+        Backoff { next: FIRST, never_ready: 0, unloadable: LONGEST, random }
     }
 }
 
@@ -46,20 +51,27 @@ impl Backoff {
     /// The wait after an engine's life.
     pub(super) fn after(&mut self, outcome: Outcome) -> Duration {
         match outcome {
-            Outcome::Refused => return self.jitter(LONGEST),
+            Outcome::Refused => return self.unloadable(),
             Outcome::NeverReady => self.never_ready = self.never_ready.saturating_add(1),
             Outcome::Ready(time) => {
                 self.never_ready = 0;
+                self.unloadable = LONGEST;
                 if time >= GOOD_LIFE {
                     self.next = FIRST;
                 }
             }
         }
         if self.never_ready >= FATAL_LOADS {
-            return self.jitter(LONGEST);
+            return self.unloadable();
         }
         let wait = self.next;
         self.next = wait.saturating_mul(2).min(LONGEST);
+        self.jitter(wait)
+    }
+
+    fn unloadable(&mut self) -> Duration {
+        let wait = self.unloadable;
+        self.unloadable = wait.saturating_mul(2).min(LONGEST_UNLOADABLE);
         self.jitter(wait)
     }
 
@@ -100,8 +112,11 @@ mod tests {
 
     #[test]
     fn what_lies_in_the_files_is_tried_seldom() {
-        assert_eq!(waits(&[Outcome::Refused, Outcome::Refused]), [30_000, 30_000]);
-        assert_eq!(waits(&[Outcome::NeverReady; 4]), [100, 200, 30_000, 30_000]);
+        assert_eq!(
+            waits(&[Outcome::Refused; 6]),
+            [30_000, 60_000, 120_000, 240_000, 300_000, 300_000]
+        );
+        assert_eq!(waits(&[Outcome::NeverReady; 4]), [100, 200, 30_000, 60_000]);
         let ready = Outcome::Ready(Duration::from_secs(1));
         assert_eq!(
             waits(&[Outcome::NeverReady, Outcome::NeverReady, ready, Outcome::NeverReady]),

@@ -1,5 +1,5 @@
-//! The parent's half of the seam: starts the engine, moves frames, tells of deaths, starts the next one, and ends the
-//! last when nobody listens any more. Knows prompts only by their numbers.
+//! The parent's half of the seam: starts the engine, moves frames, tells of deaths, starts the next one, ends it where no
+//! model is wanted, and ends the last when nobody listens any more. Knows prompts only by their numbers.
 
 use std::ffi::OsString;
 use std::io;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -20,8 +20,9 @@ use super::frames::{FromEngine, LoadRequest, ToEngine};
 use super::life::{End, Life, Wires};
 use super::{Death, DeathReport};
 
-/// An engine with prompts or checks to do that sends nothing for this long is wedged. The slowest step is one chunk of
-/// prefill; a 7B model on the slowest board we know takes a few seconds for it.
+/// An engine with prompts or checks to do that sends nothing for this long is wedged, until enough of its steps are
+/// measured for a limit of its own (`pace.rs`). The slowest step is one chunk of prefill; a 7B model on the slowest board
+/// we know takes a few seconds for it.
 pub const DEFAULT_WEDGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One stage of loading may take this long. Reading 4 GB from an SD card at 40 MB/s takes 100 s; this is nine times that.
@@ -72,13 +73,51 @@ impl SpawnConfig {
 pub struct EnginePort {
     /// What happens to engines, in order.
     pub events: mpsc::Receiver<EngineEvent>,
+    wanted: watch::Sender<Wanted>,
     supervisor: Option<JoinHandle<()>>,
 }
 
+/// What the supervisor works towards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Whether there shall be an engine with a model.
+    pub loaded: bool,
+    /// What it loads.
+    pub load: LoadRequest,
+    /// Which attempt this is; another number ends the engine that is there, and the pause after those that died.
+    pub attempt: u64,
+}
+
 impl EnginePort {
-    /// A port whose events come from somebody else, in tests.
-    pub fn new(events: mpsc::Receiver<EngineEvent>) -> Self {
-        EnginePort { events, supervisor: None }
+    /// A port whose events come from somebody else, in tests, who can see what is wanted of the supervisor.
+    pub fn new(
+        events: mpsc::Receiver<EngineEvent>,
+        load: LoadRequest,
+    ) -> (Self, watch::Receiver<Wanted>) {
+        let (wanted, seen) = watch::channel(Wanted { loaded: true, load, attempt: 0 });
+        (EnginePort { events, wanted, supervisor: None }, seen)
+    }
+
+    /// Starts an engine, at once where one is being waited for. Does nothing while one runs.
+    pub fn load(&self) {
+        self.wanted.send_modify(|wanted| {
+            wanted.loaded = true;
+            wanted.attempt += 1;
+        });
+    }
+
+    /// Ends the engine, with all its memory, and starts none until [`EnginePort::load`].
+    pub fn unload(&self) {
+        self.wanted.send_modify(|wanted| wanted.loaded = false);
+    }
+
+    /// Ends the engine and starts another; with another model where one is given.
+    pub fn replace(&self, load: Option<LoadRequest>) {
+        self.wanted.send_modify(|wanted| {
+            wanted.loaded = true;
+            wanted.attempt += 1;
+            wanted.load = load.unwrap_or_else(|| wanted.load.clone());
+        });
     }
 
     /// Ends the engine, by force after two seconds, and returns when it is gone.
@@ -104,6 +143,8 @@ pub enum EngineEvent {
     },
     /// It said something.
     Frame(FromEngine),
+    /// It was ended because another or none was wanted, and is gone with all its memory.
+    Ended,
     /// It is dead.
     Died {
         /// How and where.
@@ -116,16 +157,57 @@ pub enum EngineEvent {
 /// Starts the supervisor's task on the current runtime; the engine lives as long as the port.
 pub fn supervise(config: SpawnConfig) -> EnginePort {
     let (events, received) = mpsc::channel(CHANNEL);
-    let supervisor = tokio::spawn(async move {
-        let mut backoff = Backoff::default();
-        while let Some(wait) = one_life(&config, &events, &mut backoff).await {
+    let goal = Wanted { loaded: true, load: config.load.clone(), attempt: 0 };
+    let (wanted, watched) = watch::channel(goal);
+    let supervisor = tokio::spawn(work(config, events, watched));
+    EnginePort { events: received, wanted, supervisor: Some(supervisor) }
+}
+
+/// Runs engines until nobody listens any more.
+async fn work(
+    mut config: SpawnConfig,
+    events: mpsc::Sender<EngineEvent>,
+    mut wanted: watch::Receiver<Wanted>,
+) {
+    let mut backoff = Backoff::default();
+    loop {
+        let goal = wanted.borrow_and_update().clone();
+        let pause = if goal.loaded {
+            config.load.clone_from(&goal.load);
+            match one_life(&config, &events, &mut backoff, &mut wanted).await {
+                After::Nothing => return,
+                After::Pause(pause) => Some(pause),
+                After::Change => None,
+            }
+        } else {
+            // Until a model is wanted.
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                _ = wanted.changed() => {}
                 () = events.closed() => return,
             }
+            None
+        };
+        let Some(pause) = pause else {
+            backoff = Backoff::default();
+            continue;
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = events.closed() => return,
+            // Somebody mended something, or wants no model any more.
+            _ = wanted.changed() => backoff = Backoff::default(),
         }
-    });
-    EnginePort { events: received, supervisor: Some(supervisor) }
+    }
+}
+
+/// What comes after an engine.
+enum After {
+    /// Nothing: nobody listens.
+    Nothing,
+    /// The next one, after this long.
+    Pause(Duration),
+    /// What is wanted now.
+    Change,
 }
 
 /// Whether a variable of the service's environment is none of the engine's business: settings (which may name
@@ -142,12 +224,13 @@ fn is_private(name: &str) -> bool {
     name.starts_with("PROMPTD__") || OF_SYSTEMD.contains(&name)
 }
 
-/// Runs one engine from its start to its death. Returns the wait before the next; `None` where none shall follow.
+/// Runs one engine from its start to its death.
 async fn one_life(
     config: &SpawnConfig,
     events: &mpsc::Sender<EngineEvent>,
     backoff: &mut Backoff,
-) -> Option<Duration> {
+    wanted: &mut watch::Receiver<Wanted>,
+) -> After {
     let mut life = Life::new(Instant::now());
     let how = match spawn(config) {
         Err(error) => Death::NotStarted(error.to_string()),
@@ -155,15 +238,23 @@ async fn one_life(
             let (to, orders) = mpsc::channel(CHANNEL);
             let pid = child.id().unwrap_or_default();
             tracing::debug!(pid, "the engine is started");
-            events.send(EngineEvent::Started { pid, to }).await.ok()?;
-            let end = life.serve(config, events, Wires::new(socket, orders)).await;
-            bury(&mut child, end).await?
+            if events.send(EngineEvent::Started { pid, to }).await.is_err() {
+                return After::Nothing;
+            }
+            let end = life.serve(config, events, Wires::new(socket, orders), wanted).await;
+            match bury(&mut child, end).await {
+                Some(death) => death,
+                None if events.send(EngineEvent::Ended).await.is_ok() => return After::Change,
+                None => return After::Nothing,
+            }
         }
     };
     let wait = backoff.after(life.outcome(Instant::now()));
     let report = DeathReport::new(how, life.phase(), &config.load);
-    events.send(EngineEvent::Died { report, restart_in: Some(wait) }).await.ok()?;
-    Some(wait)
+    if events.send(EngineEvent::Died { report, restart_in: Some(wait) }).await.is_err() {
+        return After::Nothing;
+    }
+    After::Pause(wait)
 }
 
 fn spawn(config: &SpawnConfig) -> io::Result<(Child, UnixStream)> {

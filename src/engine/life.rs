@@ -1,18 +1,19 @@
 //! One engine's life as its parent sees it: frames both ways, and the moment when silence means that it is wedged.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::backoff::Outcome;
-use super::client::{CHANNEL, EngineEvent, SpawnConfig};
+use super::client::{CHANNEL, EngineEvent, SpawnConfig, Wanted};
 use super::frames::{self, FrameError, FromEngine, ToEngine};
+use super::pace::Pace;
 use super::{Death, Phase};
 use crate::request::{Code, Event, PromptId, Refusal};
 
@@ -23,7 +24,7 @@ pub(super) enum End {
     Closed,
     /// It must be killed.
     Kill(Death),
-    /// Nobody listens any more. Dropping this half of the socket tells the engine.
+    /// Nobody listens any more, or another engine or none is wanted. Dropping this half of the socket tells the engine.
     Unwanted(OwnedWriteHalf),
 }
 
@@ -34,8 +35,15 @@ pub(super) struct Life {
     refused: bool,
     ready_at: Option<Instant>,
     work: Work,
-    /// When it last said something, or was given work after it had none.
+    /// When it last said something.
     heard: Instant,
+    /// When its model last told of a step, or was given a prompt after it had none.
+    stepped: Instant,
+    /// When its checker last answered, or was given a check after it had none. It is a thread of its own: either can be
+    /// wedged while the other works.
+    checked: Instant,
+    /// How fast it works.
+    pace: Pace,
 }
 
 /// The ways to and from the engine that runs.
@@ -66,6 +74,9 @@ impl Life {
             ready_at: None,
             work: Work::default(),
             heard: now,
+            stepped: now,
+            checked: now,
+            pace: Pace::default(),
         }
     }
 
@@ -88,17 +99,20 @@ impl Life {
         config: &SpawnConfig,
         events: &mpsc::Sender<EngineEvent>,
         mut wires: Wires,
+        wanted: &mut watch::Receiver<Wanted>,
     ) -> End {
         match frames::encode(&ToEngine::Load(config.load.clone())) {
             Ok(bytes) => wires.writing = Some((bytes, 0)),
             Err(error) => return End::Kill(Death::NotStarted(error.to_string())),
         }
         loop {
-            let patience = self.patience(config);
-            let deadline = self.heard + patience.unwrap_or_default();
+            let (deadline, patience) = self.patience(config).unzip();
+            let deadline = deadline.unwrap_or(self.heard);
             let idle = wires.writing.is_none();
             tokio::select! {
                 () = events.closed() => return End::Unwanted(wires.write),
+                // An error means that the port is gone, and nobody listens either.
+                _ = wanted.changed() => return End::Unwanted(wires.write),
                 frame = wires.frames.recv() => match frame {
                     None => return End::Closed,
                     Some(Err(error)) => return End::Kill(Death::Garbled(error.to_string())),
@@ -121,15 +135,32 @@ impl Life {
         }
     }
 
-    /// How long the engine may be silent now. `None`: as long as it likes, for it has nothing to do.
-    fn patience(&self, config: &SpawnConfig) -> Option<Duration> {
-        match self.phase {
-            Phase::Ready => (!self.work.is_empty()).then_some(config.wedge_timeout),
-            Phase::Starting | Phase::Loading(_) => Some(config.load_timeout),
+    /// Until when the engine may be silent, and how long that is. `None`: as long as it likes, for it has nothing to do.
+    fn patience(&self, config: &SpawnConfig) -> Option<(Instant, Duration)> {
+        if self.phase != Phase::Ready {
+            return Some((self.heard + config.load_timeout, config.load_timeout));
         }
+        // A prompt that has not begun waits for the checker, whose time is not measured; one that has tells of every step.
+        let model = (!self.work.prompts.is_empty()).then(|| {
+            let measured = self.work.is_computing();
+            let patience = if measured {
+                self.pace.patience(config.wedge_timeout)
+            } else {
+                config.wedge_timeout
+            };
+            (self.stepped + patience, patience)
+        });
+        let checker = (!self.work.checks.is_empty())
+            .then(|| (self.checked + config.wedge_timeout, config.wedge_timeout));
+        [model, checker].into_iter().flatten().min()
     }
 
     async fn hear(&mut self, frame: FromEngine, events: &mpsc::Sender<EngineEvent>) {
+        let is_step = matches!(frame, FromEngine::Event { .. } | FromEngine::Heartbeat);
+        let is_check = matches!(frame, FromEngine::Checked { .. });
+        if is_step && self.work.is_computing() {
+            self.pace.step(self.stepped.elapsed());
+        }
         match &frame {
             FromEngine::Loading(stage) => self.phase = Phase::Loading(*stage),
             FromEngine::Ready(_) => {
@@ -143,11 +174,20 @@ impl Life {
             FromEngine::Event { id, event } if event.is_final() => {
                 self.work.prompts.remove(id);
             }
-            FromEngine::Event { .. } | FromEngine::Heartbeat => {}
+            FromEngine::Event { id, .. } => {
+                self.work.prompts.entry(*id).and_modify(|begun| *begun = true);
+            }
+            FromEngine::Heartbeat => {}
         }
         tell(events, Some(frame).filter(|frame| *frame != FromEngine::Heartbeat)).await;
         // After the telling: the wait for a busy listener is not the engine's silence.
         self.heard = Instant::now();
+        if is_step {
+            self.stepped = self.heard;
+        }
+        if is_check {
+            self.checked = self.heard;
+        }
     }
 
     /// Takes note of an order and puts it into bytes; or gives the engine's answer to one that it cannot be given.
@@ -168,8 +208,11 @@ impl Life {
                 ToEngine::Load(_) | ToEngine::Cancel { .. } => None,
             }
         })?;
-        if self.work.is_empty() {
-            self.heard = Instant::now();
+        if self.work.prompts.is_empty() {
+            self.stepped = Instant::now();
+        }
+        if self.work.checks.is_empty() {
+            self.checked = Instant::now();
         }
         self.work.take(order);
         Ok(bytes)
@@ -179,13 +222,15 @@ impl Life {
 /// What the engine has to do. As small as the scheduler's own books, which it follows.
 #[derive(Debug, Default)]
 struct Work {
-    prompts: HashSet<PromptId>,
+    /// Prompts, and whether the model has told of each.
+    prompts: HashMap<PromptId, bool>,
     checks: HashSet<u64>,
 }
 
 impl Work {
-    fn is_empty(&self) -> bool {
-        self.prompts.is_empty() && self.checks.is_empty()
+    /// Whether the model computes, and therefore tells of every step.
+    fn is_computing(&self) -> bool {
+        self.prompts.values().any(|begun| *begun)
     }
 
     fn take(&mut self, order: &ToEngine) {
@@ -195,7 +240,7 @@ impl Work {
                 self.checks.insert(*check);
             }
             ToEngine::Start { id, .. } => {
-                self.prompts.insert(*id);
+                self.prompts.insert(*id, false);
             }
             ToEngine::Cancel { id } => {
                 self.prompts.remove(id);

@@ -8,6 +8,7 @@ mod desk;
 pub mod frames;
 mod life;
 mod outbox;
+mod pace;
 pub mod process;
 
 pub use death::{Death, DeathReport, Phase};

@@ -155,6 +155,13 @@ impl Client {
         self.inner.try_subscribe_many(filters).map_err(|_| Full)
     }
 
+    /// Listens to topics whose newest values are wanted: what the broker keeps comes at once, and a lost one is followed by
+    /// the next.
+    pub(crate) fn follow(&self, topics: &[String]) -> Result<(), Full> {
+        let filters = topics.iter().map(|topic| Filter::new(topic.as_str(), QoS::AtMostOnce));
+        self.inner.try_subscribe_many(filters).map_err(|_| Full)
+    }
+
     /// Says goodbye; the connection ends after what was sent before.
     pub(crate) fn disconnect(&self) -> Result<(), Full> {
         self.inner.try_disconnect().map_err(|_| Full)
@@ -212,6 +219,11 @@ pub(super) fn message(publish: Publish, epoch: u64) -> Option<Message> {
         expiry: properties
             .message_expiry_interval
             .map(|seconds| Duration::from_secs(seconds.into())),
+        client: properties
+            .user_properties
+            .into_iter()
+            .find(|(name, _)| name == "client")
+            .map(|(_, client)| client),
     })
 }
 

@@ -1,13 +1,14 @@
 //! The one task that owns the door's state: connection, outbox, ledger and prompts. It never waits for anything but
 //! the next thing that happens.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tracing::{debug, error, warn};
 
+use super::admin::Operated;
 use super::client::{CONNECT_TIMEOUT, Client, Options, Welcome};
 use super::ledger::Ledger;
 use super::link::{self, Event};
@@ -50,6 +51,7 @@ pub(crate) async fn run(
         payload_bytes: door.facts.limits.payload_bytes,
         will_topic: door.topics.availability(),
     };
+    let mut policies = door.facts.policies.clone();
     let (sender, mut events) = mpsc::channel(EVENTS);
     let link = tokio::spawn(link::run(options, sender, chance));
     loop {
@@ -61,6 +63,7 @@ pub(crate) async fn run(
             Some((number, report)) = door.reports.1.recv() => door.report(number, report, Instant::now()),
             Some(ended) = door.tasks.join_next_with_id(), if !door.tasks.is_empty() => door.task_ended(ended, Instant::now()),
             Ok(()) = door.status.changed() => door.status_dirty = true,
+            () = policies.changed() => door.policy_changed(),
             () = tokio::time::sleep_until(wake) => {}
         }
         door.upkeep(Instant::now());
@@ -94,7 +97,7 @@ pub(super) struct Connection {
     pub(super) epoch: u64,
     pub(super) client: Client,
     pub(super) max_packet: usize,
-    subscribed: bool,
+    pub(super) subscribed: bool,
     subscribe_again: Option<Instant>,
 }
 
@@ -130,6 +133,10 @@ pub(super) struct Door {
     pub(super) connection: Option<Connection>,
     pub(super) prompts: BTreeMap<u64, Prompt>,
     pub(super) tasks: JoinSet<()>,
+    /// Operators' requests in work.
+    pub(super) operations: BTreeMap<u64, Operated>,
+    /// Topics that the broker was asked for on this connection because profiles name them.
+    pub(super) followed: BTreeSet<String>,
     pub(super) reports: (mpsc::Sender<Numbered>, mpsc::Receiver<Numbered>),
     pub(super) leaving: bool,
     pub(super) said_retained: Seldom,
@@ -162,6 +169,8 @@ impl Door {
             connection: None,
             prompts: BTreeMap::new(),
             tasks: JoinSet::new(),
+            operations: BTreeMap::new(),
+            followed: BTreeSet::new(),
             reports: mpsc::channel(REPORTS),
             leaving: false,
             said_retained: Seldom::default(),
@@ -280,6 +289,8 @@ impl Door {
     fn subscribed(&mut self, result: Result<(), String>, now: Instant) {
         let Some(connection) = &mut self.connection else { return };
         match result {
+            // The broker answers in order: first for the prompts, then for what is listened to besides.
+            _ if connection.subscribed => self.listens_besides(result),
             Ok(()) => {
                 connection.subscribed = true;
                 connection.subscribe_again = None;
@@ -288,6 +299,7 @@ impl Door {
                 self.status_last = None;
                 self.publish_status(now);
                 self.publish_state(self.topics.availability(), "online".to_owned(), None);
+                self.listen_besides();
             }
             Err(reason) => {
                 let topics = self.topics.subscriptions().join(" and ");

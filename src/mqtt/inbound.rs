@@ -12,7 +12,8 @@ use super::message::{Message, Publication};
 use super::prompt::{self, Manner};
 use super::reply::{self, Address, Form, Wishes};
 use super::topic::{self, Inbound};
-use crate::request::{Code, Identity, Refusal};
+use crate::identity::{Grant, Who};
+use crate::request::{Code, Refusal};
 use crate::scheduler::State;
 use crate::wire::{AskError, Asked, Context, parse_ask};
 
@@ -32,6 +33,9 @@ struct Arrival<'a> {
 impl Door {
     /// A message came.
     pub(super) fn message(&mut self, message: &Message, now: Instant) {
+        if self.facts.policies.readings().note(&message.topic, &message.payload, now) {
+            return self.acknowledge(message.delivery);
+        }
         let topics = self.topics.clone();
         match topics.parse(&message.topic) {
             None => self.acknowledge(message.delivery),
@@ -49,6 +53,7 @@ impl Door {
                 self.cancel(&message.payload);
                 self.acknowledge(message.delivery);
             }
+            Some(Inbound::Request(operation)) => self.request(message, operation, now),
             // This is how a retained message is deleted.
             Some(Inbound::Ask(_))
                 if message.payload.is_empty() && message.response_topic.is_none() =>
@@ -64,7 +69,7 @@ impl Door {
     }
 
     fn ask(&mut self, message: &Message, profile: Option<&str>, now: Instant) {
-        let read = self.read(message, profile);
+        let read = self.read(message, profile, now);
         let (id, reply_to) = match &read {
             Ok(asked) => (asked.id.as_deref(), asked.reply_to.as_deref()),
             Err(error) => (error.id.as_deref(), error.reply_to.as_deref()),
@@ -109,13 +114,46 @@ impl Door {
         self.start(&arrival, form, asked.clone(), now);
     }
 
-    /// Reads a request. The content type decides where it is given; otherwise the first character does.
-    fn read(&self, message: &Message, profile: Option<&str>) -> Result<Asked, AskError> {
-        let context = Context {
-            profiles: &self.facts.profiles,
-            limits: &self.facts.limits,
-            identity: Identity("mqtt".to_owned()),
+    /// Reads a request. Who asks may stand in the request itself, and decides what it may say: then it is read again.
+    fn read(
+        &self,
+        message: &Message,
+        profile: Option<&str>,
+        now: Instant,
+    ) -> Result<Asked, AskError> {
+        let policy = self.facts.policies.current();
+        let own_answer = self.topics.answer(None);
+        let grant = |reply_to: Option<&str>, id: Option<&str>| {
+            let name = name(&own_answer, message, reply_to, id);
+            policy.access.grant(Who { mqtt: Some(name), ..Who::default() })
         };
+        let read = |grant: Grant| {
+            let context = Context {
+                profiles: &policy.profiles,
+                readings: self.facts.policies.readings(),
+                limits: &self.facts.limits,
+                grant,
+                now,
+            };
+            self.read_as(message, profile, &context)
+        };
+        let first = grant(None, None);
+        let asked = read(first.clone());
+        let (reply_to, id) = match &asked {
+            Ok(asked) => (asked.reply_to.as_deref(), asked.id.as_deref()),
+            Err(error) => (error.reply_to.as_deref(), error.id.as_deref()),
+        };
+        let second = grant(reply_to, id);
+        if second == first { asked } else { read(second) }
+    }
+
+    /// Reads a request of somebody. The content type decides where it is given; otherwise the first character does.
+    fn read_as(
+        &self,
+        message: &Message,
+        profile: Option<&str>,
+        context: &Context<'_>,
+    ) -> Result<Asked, AskError> {
         let kind = message.content_type.as_deref().unwrap_or_default();
         let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         match kind.as_str() {
@@ -134,13 +172,13 @@ impl Door {
                         parse_ask(
                             object.as_bytes(),
                             profile,
-                            &Context { limits: &limits, ..context },
+                            &Context { limits: &limits, ..context.clone() },
                         )
                     }
-                    _ => parse_ask(&message.payload, profile, &context),
+                    _ => parse_ask(&message.payload, profile, context),
                 }
             }
-            _ => parse_ask(&message.payload, profile, &context),
+            _ => parse_ask(&message.payload, profile, context),
         }
     }
 
@@ -160,7 +198,6 @@ impl Door {
         let is_json = asked.is_json();
         let logprobs = asked.submission.request.logprobs.is_some();
         let mut submission = asked.submission;
-        submission.identity = identity(&self.topics.answer(None), arrival);
         submission.timeout =
             [submission.timeout, arrival.message.expiry].into_iter().flatten().min();
         let until = submission.timeout.map(|timeout| now + timeout);
@@ -255,16 +292,24 @@ fn cancelled(payload: &[u8]) -> Result<Cancelled, &'static str> {
     }
 }
 
-/// Who asks. MQTT does not tell; but clients have a level of their own in the topics they are answered on, or begin
-/// their ids with their name.
-fn identity(own_answer: &str, arrival: &Arrival<'_>) -> Identity {
-    let topic = arrival.to.topic.as_str();
-    let name = if topic::is_under(topic, own_answer) {
-        arrival.id.and_then(|id| id.split_once([':', '.']).map(|(name, _)| name))
-    } else {
-        topic.trim_start_matches('/').split('/').next()
-    };
-    Identity(name.map_or("mqtt".to_owned(), |name| format!("mqtt:{name}")))
+/// Who asks. MQTT does not tell; but clients may say it (the user property `client`), have a level of their own in the
+/// topics they are answered on, or begin their ids with their name.
+fn name<'a>(
+    own_answer: &str,
+    message: &'a Message,
+    reply_to: Option<&'a str>,
+    id: Option<&'a str>,
+) -> &'a str {
+    let topic = message.response_topic.as_deref().or(reply_to);
+    let foreign = topic.filter(|topic| !topic::is_under(topic, own_answer));
+    let level = foreign.and_then(|topic| topic.trim_start_matches('/').split('/').next());
+    let prefix = || id.and_then(|id| id.split_once([':', '.'])).map(|(name, _)| name);
+    message.client.as_deref().or(level).or_else(prefix).filter(|name| is_name(name)).unwrap_or("")
+}
+
+/// Whether a name is short enough to be kept for every prompt, and can be written into a log.
+fn is_name(name: &str) -> bool {
+    name.len() <= 128 && !name.chars().any(char::is_control)
 }
 
 #[cfg(test)]
@@ -291,20 +336,24 @@ mod tests {
     }
 
     #[test]
-    fn identities() {
-        let message = Message::default();
+    fn names() {
         let table = [
-            ("esp32-7/llm", None, "mqtt:esp32-7"),
-            ("/esp32-7/llm", Some("x"), "mqtt:esp32-7"),
-            ("promptd/n/answer/esp32-7:42", Some("esp32-7:42"), "mqtt:esp32-7"),
-            ("promptd/n/answer/42", Some("42"), "mqtt"),
-            ("promptd/n/answer", None, "mqtt"),
+            (Some("esp32-7/llm"), None, None, "esp32-7"),
+            (Some("/esp32-7/llm"), None, Some("x"), "esp32-7"),
+            (Some("promptd/n/answer/esp32-7:42"), None, Some("esp32-7:42"), "esp32-7"),
+            (None, Some("lamp/llm"), Some("esp32-7:42"), "lamp"),
+            (None, None, Some("esp32-7:42"), "esp32-7"),
+            (None, None, Some("42"), ""),
+            (None, None, None, ""),
         ];
-        for (topic, id, want) in table {
-            let to = Address { topic: topic.to_owned(), correlation: None };
-            let arrival =
-                Arrival { message: &message, to, id, key: Key::new("", None, None, "", b"") };
-            assert_eq!(identity("promptd/n/answer", &arrival).0, want, "{topic}");
+        for (response, reply_to, id, want) in table {
+            let response_topic = response.map(str::to_owned);
+            let message = Message { response_topic, ..Message::default() };
+            assert_eq!(name("promptd/n/answer", &message, reply_to, id), want, "{id:?}");
+            let said = Message { client: Some("phone".into()), ..message.clone() };
+            assert_eq!(name("promptd/n/answer", &said, reply_to, id), "phone");
+            let said = Message { client: Some("a\nb".into()), ..message };
+            assert_eq!(name("promptd/n/answer", &said, reply_to, id), "");
         }
     }
 }

@@ -25,6 +25,8 @@ pub(crate) struct Message {
     pub(crate) content_type: Option<String>,
     /// After this time nobody wants the message any more.
     pub(crate) expiry: Option<Duration>,
+    /// The name the publisher goes by: the user property `client`.
+    pub(crate) client: Option<String>,
 }
 
 /// A message that the broker waits to have acknowledged. Packet numbers mean something only on the connection they

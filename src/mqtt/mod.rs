@@ -10,11 +10,13 @@
 //! | `seldom` | which lines of the log are held back |
 //! | `door` | the one task that owns all of this |
 //! | `inbound`, `outcome`, `states`, `goodbye` | what it does with messages, with what happens to a prompt, what it tells about promptd, how it leaves |
+//! | `values`, `admin` | the topics whose values profiles put into prompts, and what an operator asks |
 //!
 //! A prompt that the broker wants acknowledged (`QoS` 1) is acknowledged after the broker took its answer: if promptd
 //! dies before, the broker sends the prompt again. Acknowledgements therefore go out in the order of the answers, not of
 //! the prompts; a quick refusal is not held up by a slow answer. Brokers do not insist on the order.
 
+mod admin;
 mod backoff;
 mod client;
 mod door;
@@ -31,16 +33,17 @@ mod seldom;
 mod states;
 mod topic;
 mod url;
+mod values;
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 pub use self::url::{BrokerUrl, UrlError};
+use crate::control::Control;
 use crate::scheduler::Scheduler;
-use crate::wire::{Limits, Profiles};
+use crate::wire::{Limits, Policies};
 
 /// How the door reaches its broker and which topics it has.
 #[derive(Clone)]
@@ -171,8 +174,10 @@ pub enum ConfigError {
 pub struct Facts {
     /// promptd's version.
     pub version: String,
-    /// The profiles the operator wrote.
-    pub profiles: Arc<Profiles>,
+    /// The profiles the operator wrote, and who may what.
+    pub policies: Policies,
+    /// Who does what `request/…` asks; `None`: nobody may ask.
+    pub control: Option<Control>,
     /// How large requests may be.
     pub limits: Limits,
 }

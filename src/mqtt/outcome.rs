@@ -35,6 +35,7 @@ impl Door {
                 self.stream(number, |seq| stream_piece(None, seq, &piece.text, &piece.logprobs));
             }
             Report::Ended(result) => self.ended(number, result, now),
+            Report::Operated(result) => self.operated(number, &result, now),
         }
     }
 

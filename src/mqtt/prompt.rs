@@ -25,6 +25,8 @@ pub(crate) enum Report {
     Piece(Text),
     /// It is over: the whole text, or why there is none.
     Ended(Result<(Text, Finish), Refusal>),
+    /// Not a prompt, but an operator's request, and it is done.
+    Operated(Result<(), Refusal>),
 }
 
 /// Text of an answer, and what the model thought of its tokens where that was asked for.
@@ -136,7 +138,7 @@ impl Work<'_> {
                 self.report(Report::Progress(event.clone())).await;
             }
             match event {
-                Some(Event::Prefill { .. }) => {}
+                Some(Event::Queued { .. } | Event::Prefill { .. }) => {}
                 Some(Event::Delta { text: piece, logprobs, .. }) => {
                     text.text.push_str(&piece);
                     text.logprobs.extend_from_slice(&logprobs);
@@ -209,6 +211,7 @@ struct Progress {
 impl Progress {
     fn is_news(&mut self, event: &Event, now: Instant) -> bool {
         match event {
+            Event::Queued { .. } => true,
             Event::Prefill { done, total } => {
                 let news =
                     done == total || self.last.is_none_or(|last| now >= last + PROGRESS_EVERY);

@@ -39,7 +39,7 @@ impl Door {
         serde_json::json!({
             "version": self.facts.version, "protocol": PROTOCOL, "node": self.node, "mqtt": 5,
             "model": model.map(|model| &model.name),
-            "profiles": self.facts.profiles.names().collect::<Vec<_>>(),
+            "profiles": self.facts.policies.current().profiles.names().collect::<Vec<_>>(),
             "limits": {
                 "payload_bytes": limits.payload_bytes, "messages": limits.messages, "stop": limits.stop_strings,
                 "context": model.map(|model| model.context), "slots": model.map(|model| model.slots),

@@ -28,6 +28,8 @@ pub(crate) enum Inbound<'a> {
     Ask(Option<&'a str>),
     /// A request to stop a prompt.
     Cancel,
+    /// An operator's request: `load`, `unload`, …
+    Request(&'a str),
 }
 
 impl Topics {
@@ -75,8 +77,21 @@ impl Topics {
         match topic.strip_prefix(self.root.as_str())?.strip_prefix('/')? {
             "ask" => Some(Inbound::Ask(None)),
             "cancel" => Some(Inbound::Cancel),
-            rest => rest.strip_prefix("ask/").map(|profile| Inbound::Ask(Some(profile))),
+            rest => match rest.strip_prefix("ask/") {
+                Some(profile) => Some(Inbound::Ask(Some(profile))),
+                None => rest.strip_prefix("request/").map(Inbound::Request),
+            },
         }
+    }
+
+    /// Where an operator asks, if that is allowed.
+    pub(crate) fn requests(&self) -> String {
+        format!("{}/request/+", self.root)
+    }
+
+    /// Where an operator is answered who named no topic.
+    pub(crate) fn response(&self, operation: &str) -> String {
+        format!("{}/response/{operation}", self.root)
     }
 
     /// Where prompts are stopped.

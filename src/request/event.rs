@@ -9,6 +9,13 @@ use super::{Refusal, TokenLogprob};
 /// One step in the life of an accepted prompt. `Finished` and `Failed` are last; exactly one of them comes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
+    /// It waits for its turn. Comes again when its place changes.
+    Queued {
+        /// Its place among those who wait; 1 is the next.
+        position: u32,
+        /// When it is expected to get its turn, from now.
+        eta: Duration,
+    },
     /// The model reads the prompt: `done` of `total` tokens are in its KV cache.
     Prefill {
         /// Tokens read so far.

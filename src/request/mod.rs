@@ -168,6 +168,17 @@ pub enum Priority {
     High,
 }
 
+/// How much somebody may ask. `None` is no limit of its own; the queue has its own for everybody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// Prompts in any minute.
+    pub per_minute: Option<u32>,
+    /// Prompts at a time, waiting or running.
+    pub concurrent: Option<u32>,
+    /// Tokens in 24 hours, of prompts and answers together.
+    pub tokens_per_day: Option<u64>,
+}
+
 /// A prompt on its way into the queue: the request and what the queue must know of it.
 #[derive(Clone, Debug)]
 pub struct Submission {
@@ -179,4 +190,8 @@ pub struct Submission {
     pub priority: Priority,
     /// The answer is worthless after this long. `None`: whenever it comes.
     pub timeout: Option<Duration>,
+    /// How much the one who asks may ask.
+    pub quota: Quota,
+    /// The conversation that the prompt continues, by the asker's name for it.
+    pub session: Option<String>,
 }

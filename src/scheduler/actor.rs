@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::core::{Action, Core};
+use super::core::{Action, Core, Order};
 use super::ticket::{self, Outlet, Returns};
 use super::{Command, Status, Ticket};
 use crate::engine::client::{EngineEvent, EnginePort};
@@ -83,7 +83,7 @@ impl Actor {
                     match &event {
                         EngineEvent::Started { to, .. } => self.engine = Some(to.clone()),
                         // What was meant for the dead engine must not reach the next one.
-                        EngineEvent::Died { .. } => self.forget_engine(),
+                        EngineEvent::Died { .. } | EngineEvent::Ended => self.forget_engine(),
                         EngineEvent::Frame(_) => {}
                     }
                     self.core.engine(event, now);
@@ -130,6 +130,21 @@ impl Actor {
             Command::Cancel { id } => self.core.cancel(id, now),
             Command::CancelAll => self.core.cancel_all(now),
             Command::Drain => self.core.drain(),
+            Command::Load { reply } => {
+                self.core.load(now);
+                self.act();
+                let _ = reply.send(());
+            }
+            Command::Unload { reply } => {
+                // The order goes out before the answer, so that whoever has the answer sees its effect.
+                let unloaded = self.core.unload(now);
+                self.act();
+                let _ = reply.send(unloaded);
+            }
+            Command::ConfigurationIsWrong { message } => self.core.configuration_is_wrong(message),
+            Command::Configure { config, load, retry } => {
+                self.core.configure(config, load, retry, now);
+            }
         }
     }
 
@@ -137,6 +152,9 @@ impl Actor {
         for action in self.core.take_actions() {
             match action {
                 Action::Send(message) => self.send(message),
+                Action::Engine(Order::Load) => self.port.load(),
+                Action::Engine(Order::Unload) => self.port.unload(),
+                Action::Engine(Order::Replace(load)) => self.port.replace(load.map(|load| *load)),
                 Action::Accept { check, id, seed, checked } => {
                     let (outlet, ticket) = ticket::accept(id, seed, checked, &self.returns);
                     self.outlets.insert(id, outlet);

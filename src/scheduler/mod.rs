@@ -4,11 +4,15 @@
 mod actor;
 mod core;
 mod queue;
+mod quotas;
 mod rates;
 #[doc(hidden)]
 pub mod scripted;
 mod status;
 mod ticket;
+mod weight;
+
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -16,30 +20,38 @@ use tokio::task::JoinHandle;
 use crate::engine::client::EnginePort;
 use crate::request::{Code, PromptId, Refusal, Submission};
 
-pub use status::{Counters, State, Status};
+pub use status::{Counters, Place, State, Status};
 pub use ticket::Ticket;
 
 // What the status holds; the rooms above need not know the engine for it.
-pub use crate::engine::frames::{CheckedPrompt, LoadStage, ModelInfo};
+pub use crate::engine::frames::{CheckedPrompt, LoadRequest, LoadStage, ModelInfo};
 
-/// The most prompts that wait, where nothing else is set. On a board that answers in 5 s the last of 64 waits five
-/// minutes, which is as long as anybody asks a device for; and 64 requests are small beside a model.
-pub const DEFAULT_QUEUE_LIMIT: usize = 64;
+/// The most prompts that wait, where nothing else is set. The queue is bounded by time; this bounds its memory where
+/// answers are very quick.
+pub const DEFAULT_QUEUE_LIMIT: usize = 256;
+
+/// The longest wait for a turn, where nothing else is set: who would wait longer is better told to come back.
+pub const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(120);
 
 /// Commands on their way to the task. It never waits for anybody, so a few are enough; whoever finds no room waits for
 /// microseconds.
 const COMMANDS: usize = 32;
 
 /// What the operator decides about the queue.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The most prompts that may wait. With 0 a prompt is taken only if it can start at once.
+    /// The most prompts that may wait. With 0 a prompt is taken only if it can start at once. One identity alone gets half
+    /// of the places, two get a third each, and so on: whoever comes next still finds one.
     pub queue_limit: usize,
+    /// A prompt that would wait longer than this for its turn is refused.
+    pub max_wait: Duration,
+    /// The model is unloaded when nothing was asked for this long. `None`: never.
+    pub keep_loaded: Option<Duration>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { queue_limit: DEFAULT_QUEUE_LIMIT }
+        Config { queue_limit: DEFAULT_QUEUE_LIMIT, max_wait: DEFAULT_MAX_WAIT, keep_loaded: None }
     }
 }
 
@@ -57,6 +69,10 @@ pub(crate) enum Command {
     Cancel { id: PromptId },
     CancelAll,
     Drain,
+    Load { reply: oneshot::Sender<()> },
+    Unload { reply: oneshot::Sender<Result<(), Refusal>> },
+    ConfigurationIsWrong { message: String },
+    Configure { config: Config, load: Option<Box<LoadRequest>>, retry: bool },
 }
 
 impl Scheduler {
@@ -78,11 +94,9 @@ impl Scheduler {
     /// numbers), `bad_request`, `would_miss_deadline`, or `busy` while draining.
     pub async fn submit(&self, submission: Submission) -> Result<Ticket, Refusal> {
         let (reply, answer) = oneshot::channel();
-        let gone =
-            || Refusal::new(Code::Internal, "promptd is stopping; ask again when it is back");
         let submission = Box::new(submission);
-        self.commands.send(Command::Submit { submission, reply }).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        self.commands.send(Command::Submit { submission, reply }).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
     }
 
     /// Cancels one prompt; its ticket gets `Failed` with `cancelled`. Unknown numbers are ignored.
@@ -101,10 +115,57 @@ impl Scheduler {
         let _ = self.commands.send(Command::Drain).await;
     }
 
+    /// Loads the model, if it is not in memory; tries again at once if it could not be loaded. Returns when it is loaded.
+    ///
+    /// # Errors
+    /// `model_failed` with the reason, or `busy` while draining.
+    pub async fn load(&self) -> Result<(), Refusal> {
+        let (reply, begun) = oneshot::channel();
+        let _ = self.commands.send(Command::Load { reply }).await;
+        begun.await.map_err(|_| stopping())?;
+        let mut status = self.status.clone();
+        let decided = |status: &Status| !matches!(status.state, State::Loading(_));
+        let status = status.wait_for(decided).await.map_err(|_| stopping())?;
+        match &status.state {
+            State::ModelFailed(refusal) => Err(refusal.clone()),
+            State::Draining => Err(stopping()),
+            State::Ready | State::Unloaded | State::Loading(_) => Ok(()),
+        }
+    }
+
+    /// Takes the model out of memory. Returns when the engine and its memory are gone. The next prompt loads it again.
+    ///
+    /// # Errors
+    /// `busy` while prompts are in work.
+    pub async fn unload(&self) -> Result<(), Refusal> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Unload { reply }).await;
+        answer.await.map_err(|_| stopping())??;
+        let mut status = self.status.clone();
+        let gone = |status: &Status| status.engine_pid.is_none() || status.state != State::Unloaded;
+        status.wait_for(gone).await.map(|_| ()).map_err(|_| stopping())
+    }
+
+    /// Changes what the operator decides. With `load` another model replaces the one in memory, as soon as no prompt runs;
+    /// those that wait wait on. With `retry` a model that could not be loaded is tried again at once.
+    pub async fn configure(&self, config: Config, load: Option<LoadRequest>, retry: bool) {
+        let load = load.map(Box::new);
+        let _ = self.commands.send(Command::Configure { config, load, retry }).await;
+    }
+
+    /// Lets the status say that the configuration could not be read again, until it can.
+    pub async fn configuration_is_wrong(&self, message: String) {
+        let _ = self.commands.send(Command::ConfigurationIsWrong { message }).await;
+    }
+
     /// The state of the engine, the queue and the counters; changes as they change.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
+}
+
+fn stopping() -> Refusal {
+    Refusal::new(Code::Internal, "promptd is stopping; ask again when it is back")
 }
 
 /// A seed for a prompt that brings none. It goes out in the answer so that the answer can be had again, therefore it

@@ -1,4 +1,4 @@
-//! How fast this board answers, learnt from the answers it has given, and what that means for those who ask next.
+//! How fast this board answers, learnt from the answers it has given, and what that means for those who wait and ask next.
 
 use std::time::Duration;
 
@@ -25,72 +25,109 @@ const SOONEST_RETRY: Duration = Duration::from_secs(1);
 /// Nobody is told to come back later than this: the estimate is not good for more.
 const LATEST_RETRY: Duration = Duration::from_secs(120);
 
+/// What a prompt asks of the model, as its check found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Size {
+    /// Tokens to read.
+    pub(super) prompt: u32,
+    /// The most tokens to write.
+    pub(super) answer: u32,
+}
+
 /// Running means over the prompts that were answered.
 #[derive(Debug, Default)]
 pub(super) struct Rates {
     measured: u32,
     /// Seconds one prompt keeps its slot.
     service: f64,
-    /// Seconds to read one token of a prompt.
+    /// Seconds for one token of a prompt, those found in the KV cache included: the next prompts will find as many there.
     read: f64,
-}
-
-/// How busy the engine is, as far as an estimate needs to know.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Load {
-    /// Prompts that run.
-    pub(super) running: usize,
-    /// Prompts that get their turn first.
-    pub(super) ahead: usize,
-    /// Prompts that can run at once.
-    pub(super) slots: usize,
+    /// Seconds for one token of an answer behind the first.
+    write: f64,
+    /// Tokens of an answer.
+    answer: f64,
 }
 
 impl Rates {
     /// Learns from an answer.
     pub(super) fn learn(&mut self, finish: &Finish) {
-        let service = (finish.timings.prefill + finish.timings.decode).as_secs_f64();
         let weight = if self.measured == 0 { 1.0 } else { WEIGHT };
-        self.service += weight * (service - self.service);
-        let read = finish.usage.prompt.saturating_sub(finish.usage.cached);
-        if read > 0 {
-            let each = finish.timings.prefill.as_secs_f64() / f64::from(read);
-            self.read += weight * (each - self.read);
+        let mean = |mean: &mut f64, new: f64| *mean += weight * (new - *mean);
+        let (prefill, decode) = (finish.timings.prefill, finish.timings.decode);
+        mean(&mut self.service, (prefill + decode).as_secs_f64());
+        mean(&mut self.answer, f64::from(finish.usage.completion));
+        if finish.usage.prompt > 0 {
+            mean(&mut self.read, prefill.as_secs_f64() / f64::from(finish.usage.prompt));
+        }
+        // The first token comes out of prefill.
+        if finish.usage.completion > 1 {
+            let steps = f64::from(finish.usage.completion - 1);
+            // Where the first answers had one token, nothing is known of the second yet.
+            let weight = if self.write > 0.0 { WEIGHT } else { 1.0 };
+            self.write += weight * (decode.as_secs_f64() / steps - self.write);
         }
         self.measured = self.measured.saturating_add(1);
     }
 
-    /// How long until a prompt behind this load gets its slot.
-    pub(super) fn wait(&self, load: Load) -> Duration {
-        let slots = load.slots.max(1);
-        let turns = (load.ahead + load.running + 1).saturating_sub(slots);
-        let turns = u32::try_from(turns).unwrap_or(u32::MAX);
-        let slots = u32::try_from(slots).unwrap_or(u32::MAX);
-        self.service().saturating_mul(turns) / slots
+    /// How long a prompt of this size keeps its slot, if its answer is as long as answers are.
+    pub(super) fn service_of(&self, size: Size) -> Duration {
+        if self.measured == 0 {
+            return UNKNOWN_SERVICE;
+        }
+        let steps = (self.answer.min(f64::from(size.answer)) - 1.0).max(0.0);
+        self.reading_of(size.prompt).saturating_add(seconds(self.write * steps))
     }
 
-    /// How long until the answer to a prompt of that many tokens begins, if that is clearly later than `timeout`.
-    pub(super) fn clearly_misses(
-        &self,
-        load: Load,
-        prompt_tokens: u32,
-        timeout: Duration,
-    ) -> Option<Duration> {
-        if self.measured < ENOUGH {
-            return None;
-        }
-        let begins = self.wait(load).saturating_add(seconds(self.read * f64::from(prompt_tokens)));
-        (begins.as_secs_f64() > timeout.as_secs_f64() * CLEARLY).then_some(begins)
+    /// How long one that has run for this long still needs. Who is over its estimate has a long answer, and the longer it
+    /// has been, the longer it will be: a quarter again, rather than nothing.
+    pub(super) fn rest_of(&self, size: Size, ran: Duration) -> Duration {
+        self.service_of(size).saturating_sub(ran).max(ran / 4)
+    }
+
+    /// How long the model reads before the answer begins.
+    pub(super) fn reading_of(&self, prompt_tokens: u32) -> Duration {
+        seconds(self.read * f64::from(prompt_tokens))
+    }
+
+    /// Whether something that is expected in that time is clearly too late for a prompt with so much time left.
+    pub(super) fn clearly_misses(&self, expected: Duration, left: Duration) -> bool {
+        self.measured >= ENOUGH && clearly_over(expected, left)
     }
 
     /// When it is worth asking again after the queue was full: when the next place is free.
     pub(super) fn retry_after(&self, slots: usize) -> Duration {
         let slots = u32::try_from(slots.max(1)).unwrap_or(u32::MAX);
-        sensible(self.service() / slots)
+        let service = if self.measured == 0 { UNKNOWN_SERVICE } else { seconds(self.service) };
+        sensible(service / slots)
+    }
+}
+
+/// Whether an estimate is over the limit by more than its own error.
+pub(super) fn clearly_over(expected: Duration, limit: Duration) -> bool {
+    expected.as_secs_f64() > limit.as_secs_f64() * CLEARLY
+}
+
+/// When each slot is free, as prompts are put into them one after the other.
+#[derive(Debug)]
+pub(super) struct Forecast {
+    /// Time until each slot is free.
+    free: Vec<Duration>,
+}
+
+impl Forecast {
+    /// Slots in which those who run still need so long each.
+    pub(super) fn new(slots: usize, running: impl Iterator<Item = Duration>) -> Self {
+        let mut free: Vec<Duration> = running.collect();
+        free.resize(free.len().max(slots).max(1), Duration::ZERO);
+        Forecast { free }
     }
 
-    fn service(&self) -> Duration {
-        if self.measured == 0 { UNKNOWN_SERVICE } else { seconds(self.service) }
+    /// The next prompt takes the slot that is free first, and keeps it for its service time. Returns when it begins.
+    pub(super) fn place(&mut self, service: Duration) -> Duration {
+        let Some(first) = self.free.iter_mut().min() else { return Duration::ZERO };
+        let begins = *first;
+        *first = begins.saturating_add(service);
+        begins
     }
 }
 
@@ -102,4 +139,58 @@ pub(super) fn sensible(after: Duration) -> Duration {
 fn seconds(seconds: f64) -> Duration {
     // Only a mean of real durations comes here; what cannot be a duration is none.
     Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{FinishReason, Timings, Usage};
+
+    fn finish(prompt: u32, prefill_ms: u64, completion: u32, decode_ms: u64) -> Finish {
+        let timings = Timings {
+            queue: Duration::ZERO,
+            prefill: Duration::from_millis(prefill_ms),
+            decode: Duration::from_millis(decode_ms),
+        };
+        let usage = Usage { prompt, cached: 0, completion };
+        Finish { reason: FinishReason::Stop, usage, timings, seed: 0 }
+    }
+
+    #[test]
+    fn a_prompt_costs_what_its_tokens_cost() {
+        let mut rates = Rates::default();
+        let size = |prompt, answer| Size { prompt, answer };
+        assert_eq!(rates.service_of(size(1, 1)), UNKNOWN_SERVICE);
+        // 10 ms a token read, 100 ms a token written, answers of 11 tokens.
+        (0..10).for_each(|_| rates.learn(&finish(100, 1000, 11, 1000)));
+        for (asked, ms) in [
+            (size(100, 500), 2000),
+            (size(200, 500), 3000),
+            (size(100, 6), 1500),
+            (size(100, 1), 1000),
+        ] {
+            let told = rates.service_of(asked).as_millis();
+            assert!(told.abs_diff(ms) <= 1, "{asked:?}: {told} ms, not {ms}");
+        }
+        assert_eq!(rates.rest_of(size(100, 500), Duration::from_millis(500)).as_millis(), 1500);
+        assert_eq!(rates.rest_of(size(100, 500), Duration::from_secs(8)), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_board_that_throttles_is_believed_within_a_few_prompts() {
+        let mut rates = Rates::default();
+        (0..20).for_each(|_| rates.learn(&finish(100, 1000, 11, 1000)));
+        (0..6).for_each(|_| rates.learn(&finish(100, 4000, 11, 4000)));
+        let told = rates.service_of(Size { prompt: 100, answer: 500 });
+        assert!(told > Duration::from_secs(6), "{told:?} after six prompts of 8 s");
+    }
+
+    #[test]
+    fn prompts_go_into_the_slot_that_is_free_first() {
+        let second = Duration::from_secs(1);
+        let mut forecast = Forecast::new(2, [3 * second].into_iter());
+        let begins: Vec<u64> =
+            [1, 5, 1, 1].iter().map(|s| forecast.place(*s * second).as_secs()).collect();
+        assert_eq!(begins, [0, 1, 3, 4]);
+    }
 }

@@ -27,6 +27,7 @@ pub struct Script {
 
 /// What a door asked.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "tests take them apart one at a time")]
 pub enum Call {
     /// A prompt was handed in.
     Submit(Box<Submission>, Verdict),
@@ -36,6 +37,14 @@ pub enum Call {
     CancelAll,
     /// No further prompts are wanted.
     Drain,
+    /// The model is wanted in memory; it is taken to be there when the sender is used.
+    Load(oneshot::Sender<()>),
+    /// The model is wanted out of memory.
+    Unload(oneshot::Sender<Result<(), Refusal>>),
+    /// The operator wrote something that cannot be read.
+    ConfigurationIsWrong(String),
+    /// The operator changed something.
+    Configure(super::Config),
 }
 
 impl Script {
@@ -50,6 +59,10 @@ impl Script {
             Command::Cancel { id } => Call::Cancel(id),
             Command::CancelAll => Call::CancelAll,
             Command::Drain => Call::Drain,
+            Command::Load { reply } => Call::Load(reply),
+            Command::Unload { reply } => Call::Unload(reply),
+            Command::ConfigurationIsWrong { message } => Call::ConfigurationIsWrong(message),
+            Command::Configure { config, .. } => Call::Configure(config),
         })
     }
 

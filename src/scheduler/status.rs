@@ -1,10 +1,11 @@
 //! What the scheduler tells the world about itself: the engine's state, the queue, and counters that only grow.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::frames::{LoadStage, ModelInfo};
-use crate::request::Refusal;
+use crate::request::{Identity, Priority, PromptId, Refusal};
 
 /// A snapshot of the scheduler.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,8 +18,16 @@ pub struct Status {
     pub waiting: usize,
     /// The most prompts that may wait.
     pub queue_limit: usize,
+    /// The longest that a prompt may have to wait for its turn when it is taken.
+    pub max_wait: Duration,
+    /// Those who wait, in the order of their turns, as they were within the last second.
+    pub places: Arc<[Place]>,
+    /// How long somebody new would wait for a slot, at normal priority.
+    pub next_begins: Duration,
     /// Prompts that run in the engine.
     pub running: usize,
+    /// What is wrong with the configuration that was to be read again; the one before holds.
+    pub configuration_error: Option<String>,
     /// The engine's process id, while there is one.
     pub engine_pid: Option<u32>,
     /// Counters since the service began.
@@ -32,6 +41,19 @@ impl Status {
     }
 }
 
+/// A prompt that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which prompt.
+    pub id: PromptId,
+    /// Who asked.
+    pub identity: Identity,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// When it is expected to get its slot.
+    pub begins_in: Duration,
+}
+
 /// Whether prompts are taken.
 #[derive(Clone, Debug, PartialEq)]
 pub enum State {
@@ -39,6 +61,8 @@ pub enum State {
     Loading(LoadStage),
     /// Prompts are taken.
     Ready,
+    /// No model is in memory; a prompt that comes is taken and loads it.
+    Unloaded,
     /// The model cannot be loaded, for the reason given; it is tried again where another try could help.
     ModelFailed(Refusal),
     /// promptd is stopping: accepted prompts end, new ones are refused.
@@ -57,6 +81,7 @@ impl State {
         match self {
             State::Loading(_) => "loading",
             State::Ready => "ready",
+            State::Unloaded => "unloaded",
             State::ModelFailed(_) => "model_failed",
             State::Draining => "draining",
         }

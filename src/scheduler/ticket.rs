@@ -108,6 +108,7 @@ struct Mailbox {
 
 #[derive(Debug, Default)]
 struct Mail {
+    queued: Option<(u32, std::time::Duration)>,
     prefill: Option<(u32, u32)>,
     delta: Option<(String, Vec<u32>, Vec<TokenLogprob>)>,
     last: Option<Event>,
@@ -128,6 +129,7 @@ impl Mail {
             return;
         }
         match event {
+            Event::Queued { position, eta } => self.queued = Some((position, eta)),
             Event::Prefill { done, total } => self.prefill = Some((done, total)),
             Event::Delta { text, tokens, logprobs } => match &mut self.delta {
                 Some((before, earlier, first)) => {
@@ -145,6 +147,9 @@ impl Mail {
     }
 
     fn take(&mut self) -> Option<Event> {
+        if let Some((position, eta)) = self.queued.take() {
+            return Some(Event::Queued { position, eta });
+        }
         if let Some((done, total)) = self.prefill.take() {
             return Some(Event::Prefill { done, total });
         }

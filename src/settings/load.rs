@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(settings.model.path, Path::new("/m"));
         assert_eq!(
             (settings.model.slots, settings.queue.limit, settings.limits.payload_bytes),
-            (4, 64, 1 << 20)
+            (4, 256, 1 << 20)
         );
         assert!(settings.mqtt.is_none());
     }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::identity::Client;
 use crate::wire::Profile;
 
 pub use library::{Located, expected_library, find_library};
@@ -47,6 +48,9 @@ pub struct Settings {
     /// Named prompts-in-waiting: a system message, a schema and defaults, chosen by `ask/<profile>` or `"profile"`.
     #[serde(default)]
     pub profiles: BTreeMap<String, Profile>,
+    /// Who may what. `default` is everybody who is in no other entry.
+    #[serde(default)]
+    pub clients: BTreeMap<String, Client>,
 }
 
 /// `[model]`
@@ -62,6 +66,9 @@ pub struct Model {
     /// Tokens of context of each slot. 0: what the model was trained for.
     #[serde(default)]
     pub context: u32,
+    /// The model leaves the memory when nothing was asked for so many seconds; the next prompt loads it again. Absent: it
+    /// stays.
+    pub keep_loaded_seconds: Option<u32>,
 }
 
 /// `[runtime]`
@@ -102,6 +109,10 @@ pub struct Mqtt {
     /// every client may be trusted with those, set this.
     #[serde(default)]
     pub restrict_response_topics: bool,
+    /// Whether `request/load`, `request/unload` and `request/reload` are listened to. Off, because MQTT does not tell who
+    /// publishes: only the broker's access rules can keep others from these topics.
+    #[serde(default)]
+    pub admin: bool,
 }
 
 /// `[socket]`
@@ -126,13 +137,16 @@ pub struct State {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Queue {
-    /// Prompts that may wait. At ten seconds an answer, 64 are ten minutes: who comes later is better told to come back.
+    /// The most prompts that may wait, however quick the board is. One asker alone gets half of the places.
     pub limit: u16,
+    /// Seconds that a prompt may have to wait for its turn, by the measured speed of the board: who would wait longer is
+    /// told to come back. Two minutes are as long as anybody waits for a device.
+    pub max_wait_seconds: u32,
 }
 
 impl Default for Queue {
     fn default() -> Self {
-        Queue { limit: 64 }
+        Queue { limit: 256, max_wait_seconds: 120 }
     }
 }
 
@@ -225,7 +239,12 @@ impl Settings {
             ));
         }
         ranged("model.slots", self.model.slots.into(), 1..=64)?;
+        if let Some(seconds) = self.model.keep_loaded_seconds {
+            // Loading takes seconds: who unloads sooner only loads.
+            ranged("model.keep_loaded_seconds", seconds, 5..=31_536_000)?;
+        }
         ranged("queue.limit", self.queue.limit.into(), 1..=10_000)?;
+        ranged("queue.max_wait_seconds", self.queue.max_wait_seconds, 1..=86_400)?;
         ranged("limits.payload_bytes", self.limits.payload_bytes, 1024..=16 << 20)?;
         ranged("shutdown.grace_seconds", self.shutdown.grace_seconds.into(), 0..=3600)?;
         ranged("runtime.threads", self.runtime.threads.into(), 0..=256)?;

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::bind::Bound;
-use crate::request::Identity;
+use crate::identity::Who;
 
 /// How long the loop waits after an accept that failed, usually for want of file descriptors: long enough for some to
 /// come free, short enough that nobody notices.
@@ -18,18 +18,29 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct Peer {
     /// The user's number, where the kernel knows it.
     pub(super) uid: Option<u32>,
+    /// The number of the user's group.
+    pub(super) gid: Option<u32>,
 }
 
 impl Peer {
     fn of(stream: &UnixStream) -> Self {
-        Peer {
-            uid: rustix::net::sockopt::socket_peercred(stream).ok().map(|peer| peer.uid.as_raw()),
-        }
+        let peer = rustix::net::sockopt::socket_peercred(stream).ok();
+        Peer { uid: peer.map(|peer| peer.uid.as_raw()), gid: peer.map(|peer| peer.gid.as_raw()) }
     }
 
-    /// The name under which the queue knows this user.
-    pub(super) fn identity(&self) -> Identity {
-        Identity(self.uid.map_or_else(|| "uid:unknown".to_owned(), |uid| format!("uid:{uid}")))
+    /// What the clients' entries are matched against.
+    pub(super) fn who<'a>(&self, key: Option<&'a str>) -> Who<'a> {
+        Who { uid: self.uid, gid: self.gid, mqtt: None, key }
+    }
+
+    /// Whether it is the system's administrator.
+    pub(super) fn is_root(&self) -> bool {
+        self.uid == Some(0)
+    }
+
+    /// Whether it is the user that promptd runs as.
+    pub(super) fn is_ourselves(&self) -> bool {
+        self.uid == Some(rustix::process::geteuid().as_raw())
     }
 }
 

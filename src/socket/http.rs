@@ -18,7 +18,7 @@ use super::openai::{self, Api, Head};
 use super::patience::Patient;
 use super::reply::{Fault, Reply, Work, json_response, response};
 use super::stream::Stream;
-use super::{App, body, collect, metrics, unix_seconds};
+use super::{App, admin, body, collect, metrics, queue, unix_seconds};
 use crate::request::{Code, Refusal};
 use crate::scheduler::State;
 use crate::wire::{self, Context, status_object};
@@ -112,11 +112,11 @@ async fn route(
     match path.as_str() {
         "/v1/chat/completions" => {
             post()?;
-            complete(app, peer, Api::Chat, request.into_body()).await
+            complete(app, peer, Api::Chat, request).await
         }
         "/v1/completions" => {
             post()?;
-            complete(app, peer, Api::Completion, request.into_body()).await
+            complete(app, peer, Api::Completion, request).await
         }
         "/v1/models" => get().map(|()| models(app)),
         "/health/live" => get().map(|()| json_response(200, &json!({"state": "live"}))),
@@ -124,6 +124,12 @@ async fn route(
         "/metrics" => get().map(|()| {
             let page = metrics::text(&app.scheduler.status().borrow());
             response(200, "text/plain; version=0.0.4; charset=utf-8", Reply::whole(page))
+        }),
+        "/v1/queue" => get().map(|()| {
+            let status = app.scheduler.status();
+            let grant = app.policies.current().access.grant(peer.who(None));
+            let object = queue::object(&status.borrow(), &app.running, &grant, peer.is_root());
+            json_response(200, &object)
         }),
         "/version" => get().map(|()| {
             let version = env!("CARGO_PKG_VERSION");
@@ -133,7 +139,10 @@ async fn route(
             )
         }),
         path => {
-            if let Some(name) = path.strip_prefix("/v1/models/") {
+            if let Some(operation) = path.strip_prefix("/admin/") {
+                post()?;
+                admin::run(app, peer, bearer(request.headers()).as_deref(), operation).await
+            } else if let Some(name) = path.strip_prefix("/v1/models/") {
                 get()?;
                 model(app, name)
             } else if let Some(id) = path.strip_prefix("/v1/requests/") {
@@ -155,11 +164,19 @@ async fn complete(
     app: &Arc<App>,
     peer: &Peer,
     api: Api,
-    body: Incoming,
+    request: Request<Incoming>,
 ) -> Result<Response<Reply>, Fault> {
+    let key = bearer(request.headers());
+    let body = request.into_body();
     let bytes = body::read(body, app.limits.payload_bytes, app.patience.body).await?;
-    let context =
-        Context { profiles: &app.profiles, limits: &app.limits, identity: peer.identity() };
+    let policy = app.policies.current();
+    let context = Context {
+        profiles: &policy.profiles,
+        readings: app.policies.readings(),
+        limits: &app.limits,
+        grant: policy.access.grant(peer.who(key.as_deref())),
+        now: std::time::Instant::now(),
+    };
     let asked = match api {
         Api::Chat => wire::parse_chat(&bytes, &context),
         Api::Completion => wire::parse_completion(&bytes, &context),
@@ -183,6 +200,13 @@ async fn complete(
     let (text, tokens, finish) = collect::whole(ticket).await?;
     let text = asked.echo.unwrap_or_default() + &text;
     Ok(json_response(200, &head.whole(&text, &tokens, &finish)))
+}
+
+/// The API key of a request, if there is one.
+fn bearer(headers: &hyper::HeaderMap) -> Option<String> {
+    let value = headers.get(hyper::header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, key) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim().to_owned())
 }
 
 fn models(app: &App) -> Response<Reply> {
@@ -219,7 +243,7 @@ fn model(app: &App, encoded: &str) -> Result<Response<Reply>, Fault> {
 fn ready(app: &App) -> Response<Reply> {
     let status = app.scheduler.status();
     let status = status.borrow();
-    let code = if status.state == State::Ready { 200 } else { 503 };
+    let code = if matches!(status.state, State::Ready | State::Unloaded) { 200 } else { 503 };
     json_response(code, &status_object(&status))
 }
 
@@ -230,7 +254,7 @@ async fn cancel(app: &App, peer: &Peer, public: &str) -> Result<Response<Reply>,
             .into());
     };
     // root may end anybody's.
-    if owner != *peer && peer.uid != Some(0) {
+    if owner.uid != peer.uid && !peer.is_root() {
         return Err(Refusal::new(Code::Forbidden, "this request belongs to another user")
             .with_param("id")
             .into());

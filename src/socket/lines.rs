@@ -147,11 +147,17 @@ async fn write_all(
 
 /// Answers one line. A closed `out` means that the client is gone; returning drops the ticket.
 async fn answer(app: Arc<App>, peer: Peer, line: Vec<u8>, out: mpsc::Sender<Value>) {
-    let context =
-        Context { profiles: &app.profiles, limits: &app.limits, identity: peer.identity() };
+    let policy = app.policies.current();
+    let context = Context {
+        profiles: &policy.profiles,
+        readings: app.policies.readings(),
+        limits: &app.limits,
+        grant: policy.access.grant(peer.who(None)),
+        now: std::time::Instant::now(),
+    };
     // Terminals and Windows end lines with both.
     let asked = parse_ask(line.strip_suffix(b"\r").unwrap_or(&line), None, &context);
-    drop(line);
+    drop((line, policy));
     let answer = match asked.and_then(fits_a_line) {
         Err(error) => error_object(error.id.as_deref(), &error.refusal),
         Ok(asked) => {
@@ -192,7 +198,7 @@ async fn run(app: &App, asked: Asked, out: &mpsc::Sender<Value>) -> Result<Value
     let mut seq = 0_u64;
     loop {
         match ticket.next().await {
-            Some(Event::Prefill { .. }) => {}
+            Some(Event::Queued { .. } | Event::Prefill { .. }) => {}
             Some(Event::Delta { text: piece, logprobs, .. }) => {
                 text.push_str(&piece);
                 if asked.stream && !(piece.is_empty() && logprobs.is_empty()) {

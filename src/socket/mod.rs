@@ -5,6 +5,7 @@
 //! accepted prompt belongs to its connection: a client that goes away takes its ticket with it, which cancels the prompt.
 
 mod accept;
+mod admin;
 mod bind;
 mod body;
 mod collect;
@@ -13,16 +14,17 @@ mod lines;
 mod metrics;
 mod openai;
 mod patience;
+mod queue;
 mod reply;
 mod running;
 mod stream;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::control::Control;
 use crate::scheduler::Scheduler;
-use crate::wire::{Limits, Profiles};
+use crate::wire::{Limits, Policies};
 
 pub use bind::{BindError, Bound, bind};
 pub use http::serve;
@@ -78,7 +80,8 @@ impl Default for Patience {
 #[derive(Debug)]
 pub struct App {
     scheduler: Scheduler,
-    profiles: Arc<Profiles>,
+    policies: Policies,
+    control: Option<Control>,
     limits: Limits,
     node: Option<String>,
     patience: Patience,
@@ -91,14 +94,15 @@ impl App {
     /// What the connections share. `node` is the board's name, which line answers carry.
     pub fn new(
         scheduler: Scheduler,
-        profiles: Arc<Profiles>,
+        policies: Policies,
         limits: Limits,
         node: Option<String>,
     ) -> Self {
         let running = running::Running::default();
         App {
             scheduler,
-            profiles,
+            policies,
+            control: None,
             limits,
             node,
             patience: Patience::default(),
@@ -111,6 +115,13 @@ impl App {
     #[must_use]
     pub fn with_patience(mut self, patience: Patience) -> Self {
         self.patience = patience;
+        self
+    }
+
+    /// The same with a way to load, unload and reload.
+    #[must_use]
+    pub fn with_control(mut self, control: Control) -> Self {
+        self.control = Some(control);
         self
     }
 

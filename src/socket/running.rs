@@ -12,7 +12,7 @@ pub(super) struct Running {
     /// Distinguishes this run of the service, so that an id from before a restart never means a new prompt.
     run: u32,
     // A std lock: held for one map operation, never across an await.
-    prompts: Arc<Mutex<HashMap<PromptId, Peer>>>,
+    prompts: Arc<Mutex<HashMap<PromptId, (Peer, String)>>>,
 }
 
 impl Default for Running {
@@ -27,8 +27,11 @@ impl Default for Running {
 impl Running {
     /// Enters a prompt; it is in the register until the entry is dropped.
     pub(super) fn enter(&self, id: PromptId, peer: &Peer, prefix: &str) -> Entry {
-        self.prompts.lock().unwrap_or_else(PoisonError::into_inner).insert(id, peer.clone());
-        Entry { running: self.clone(), id, public: format!("{prefix}-{:08x}-{}", self.run, id.0) }
+        let public = format!("{prefix}-{:08x}-{}", self.run, id.0);
+        let mut prompts = self.prompts.lock().unwrap_or_else(PoisonError::into_inner);
+        prompts.insert(id, (peer.clone(), public.clone()));
+        drop(prompts);
+        Entry { running: self.clone(), id, public }
     }
 
     /// The prompt with a public id, and who asked it.
@@ -38,8 +41,15 @@ impl Running {
         let right =
             matches!(prefix, "chatcmpl" | "cmpl") && u32::from_str_radix(run, 16) == Ok(self.run);
         let id = PromptId(number.parse().ok().filter(|_| right)?);
-        let peer = self.prompts.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()?;
+        let (peer, _) =
+            self.prompts.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()?;
         Some((id, peer))
+    }
+
+    /// The public id of a prompt that runs.
+    pub(super) fn public_of(&self, id: PromptId) -> Option<String> {
+        let prompts = self.prompts.lock().unwrap_or_else(PoisonError::into_inner);
+        prompts.get(&id).map(|(_, public)| public.clone())
     }
 }
 
@@ -71,7 +81,7 @@ mod tests {
     #[test]
     fn found_while_it_runs() {
         let running = Running::default();
-        let peer = Peer { uid: Some(7) };
+        let peer = Peer { uid: Some(7), gid: Some(7) };
         let entry = running.enter(PromptId(12), &peer, "chatcmpl");
         let public = entry.public().to_owned();
         assert_eq!(running.find(&public), Some((PromptId(12), peer)));

@@ -91,6 +91,11 @@ impl Stream {
 
     fn take(&mut self, event: Option<Event>) {
         match event {
+            // A comment, as the ping is: clients of OpenAI's know no such event.
+            Some(Event::Queued { position, eta }) => {
+                let told = format!(": queued, position {position}, eta {} ms\n\n", eta.as_millis());
+                self.ready.extend_from_slice(told.as_bytes());
+            }
             Some(Event::Prefill { .. }) => {}
             Some(Event::Delta { text, logprobs, .. }) if text.is_empty() && logprobs.is_empty() => {
             }

@@ -120,6 +120,12 @@ pub fn progress_object(id: Option<&str>, event: Option<&Event>) -> Option<Value>
         None => {
             object.insert("state".into(), "queued".into());
         }
+        Some(Event::Queued { position, eta }) => {
+            let eta_ms = u64::try_from(eta.as_millis()).unwrap_or(u64::MAX);
+            object.insert("state".into(), "queued".into());
+            object.insert("position".into(), (*position).into());
+            object.insert("eta_ms".into(), eta_ms.into());
+        }
         Some(Event::Prefill { done, total }) => {
             object.insert("state".into(), "prefill".into());
             object.insert("done".into(), (*done).into());

@@ -130,6 +130,10 @@ fn read_checked(
     let named = profile_name(fields, from_topic)?;
     let profile =
         named.map(|name| context.profiles.find(name).map(|profile| (name, profile))).transpose()?;
+    if let Some((name, profile)) = profile {
+        profile.check_client(name, &context.grant.identity)?;
+        profile.check_fixed(name, fields.names().filter(|name| fields.get(name).is_some()))?;
+    }
     let Generation { sampling, max_tokens, stop, constraint, logprobs, priority, timeout } =
         generation::read(fields, kind, profile, context.limits)?;
     let input = match kind {
@@ -145,9 +149,26 @@ fn read_checked(
         }
     };
     let echo = echo(fields, &input, logprobs)?;
+    // A profile's own priority is the operator's word; only what the request asks for needs the right.
+    let from_profile = profile.is_some_and(|(_, profile)| profile.priority.is_some());
+    let priority = if fields.get("priority").is_some() {
+        context.grant.check_priority(priority)?;
+        priority
+    } else if from_profile {
+        priority
+    } else {
+        priority.min(context.grant.priority)
+    };
     let request = Request { input, sampling, max_tokens, stop, constraint, logprobs };
     Ok(Asked {
-        submission: Submission { request, identity: context.identity.clone(), priority, timeout },
+        submission: Submission {
+            request,
+            identity: context.grant.identity.clone(),
+            priority,
+            timeout,
+            quota: context.grant.quota,
+            session: None,
+        },
         id: None,
         stream: fields.boolean("stream")?.unwrap_or(false),
         include_usage,
@@ -220,6 +241,10 @@ fn conversation(
 ) -> Result<Input, Refusal> {
     let system = fields.string("system")?;
     let default_system = profile.and_then(|(_, profile)| profile.system.as_deref());
+    let with_context = |system: Option<&str>| match profile {
+        Some((_, profile)) => profile.system_with_context(system, context.readings, context.now),
+        None => system.map(str::to_owned),
+    };
     let prompt = if kind == Kind::Ask { fields.string("prompt")? } else { None };
     match (prompt, fields.array("messages")?) {
         (None, None) if kind == Kind::Ask => {
@@ -234,18 +259,24 @@ fn conversation(
         }
         (Some(""), None) => Err(Refusal::bad_request("`prompt` is empty").with_param("prompt")),
         (Some(text), None) => {
-            let system = system.or(default_system).map(str::to_owned);
+            let system = with_context(system.or(default_system));
             Ok(Input::Ask { system, text: text.to_owned() })
         }
         (None, Some(list)) => {
             let mut messages = messages::read(list, context.limits)?;
-            let has_system = messages.iter().any(|message| message.role == Role::System);
-            if has_system && system.is_some() {
+            let own = messages.iter().position(|message| message.role == Role::System);
+            if let (Some(_), Some((name, profile))) = (own, profile) {
+                profile.check_fixed(name, std::iter::once("system"))?;
+            }
+            if own.is_some() && system.is_some() {
                 let message = "the system message stands in `messages` already; leave `system` out";
                 return Err(Refusal::bad_request(message).with_param("system"));
             }
-            if let Some(system) = system.or(default_system).filter(|_| !has_system) {
-                messages.insert(0, Message { role: Role::System, content: system.to_owned() });
+            if let Some(message) = own.and_then(|own| messages.get_mut(own)) {
+                let content = with_context(Some(&message.content));
+                message.content = content.unwrap_or_default();
+            } else if let Some(content) = with_context(system.or(default_system)) {
+                messages.insert(0, Message { role: Role::System, content });
             }
             Ok(Input::Chat(messages))
         }
@@ -289,7 +320,9 @@ fn check_logprobs_fit(asked: &Asked) -> Result<(), Refusal> {
 
 /// A completion's prompt.
 fn completion(fields: &Fields<'_>, profile: Option<(&str, &Profile)>) -> Result<Input, Refusal> {
-    if let Some((name, _)) = profile.filter(|(_, profile)| profile.system.is_some()) {
+    let has_system =
+        |profile: &Profile| profile.system.is_some() || !profile.context_topics.is_empty();
+    if let Some((name, _)) = profile.filter(|(_, profile)| has_system(profile)) {
         let message = format!(
             "the profile {} has a system message, which a completion has no place for; ask /v1/chat/completions",
             shown(name)
@@ -318,3 +351,7 @@ fn completion(fields: &Fields<'_>, profile: Option<(&str, &Profile)>) -> Result<
 #[cfg(test)]
 #[path = "ask_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod policy_tests;

@@ -1,10 +1,13 @@
 //! Tables of requests, and what is read from them or said about them.
 
+use std::time::Instant;
+
 use serde_json::json;
 
 use super::*;
+use crate::identity::Grant;
 use crate::request::{Constraint, Identity, Priority};
-use crate::wire::{Limits, Profiles};
+use crate::wire::{Limits, Profiles, Readings};
 
 fn with<T>(run: impl FnOnce(&Context<'_>) -> T) -> T {
     let profiles: Profiles = toml::from_str(
@@ -15,7 +18,9 @@ fn with<T>(run: impl FnOnce(&Context<'_>) -> T) -> T {
     run(&Context {
         profiles: &profiles,
         limits: &Limits::default(),
-        identity: Identity("test".to_owned()),
+        readings: &Readings::default(),
+        grant: Grant::all(Identity("test".to_owned())),
+        now: Instant::now(),
     })
 }
 
@@ -98,7 +103,7 @@ fn a_full_ask() {
             "max_bytes":200,"format":"text","reply_to":"esp32-7/llm","model":"m","session":null}"#,
     )
     .unwrap();
-    let Submission { request, identity, priority, timeout } = asked.submission;
+    let Submission { request, identity, priority, timeout, .. } = asked.submission;
     assert_eq!(request.input, Input::Ask { system: Some("S".to_owned()), text: "on".to_owned() });
     assert_eq!((request.max_tokens, request.stop), (Some(64), vec!["\n".to_owned()]));
     assert_eq!(request.constraint, Constraint::Regex("on|off".to_owned()));
@@ -473,7 +478,9 @@ fn payloads_over_the_limit() {
     let context = Context {
         profiles: &Profiles::default(),
         limits: &limits,
-        identity: Identity(String::new()),
+        readings: &Readings::default(),
+        grant: Grant::all(Identity(String::new())),
+        now: Instant::now(),
     };
     let refusal = parse_ask(b"12345678901", None, &context).unwrap_err().refusal;
     assert_eq!(

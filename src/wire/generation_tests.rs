@@ -1,14 +1,24 @@
 //! How sampling, log probabilities and forms are asked for, in each kind of request.
 
+use std::time::Instant;
+
 use serde_json::{Value, json};
 
 use super::super::{AskError, Asked, Context, Profiles, parse_ask, parse_chat, parse_completion};
 use super::*;
+use crate::identity::Grant;
 use crate::request::Identity;
+use crate::wire::Readings;
 
 fn with<T>(read: impl FnOnce(&Context<'_>) -> T) -> T {
     let (profiles, limits) = (Profiles::default(), Limits::default());
-    read(&Context { profiles: &profiles, limits: &limits, identity: Identity("u".to_owned()) })
+    read(&Context {
+        profiles: &profiles,
+        limits: &limits,
+        readings: &Readings::default(),
+        grant: Grant::all(Identity("u".to_owned())),
+        now: Instant::now(),
+    })
 }
 
 fn chat(fields: &Value) -> Result<Asked, AskError> {

@@ -16,10 +16,15 @@ mod limits;
 mod logprobs;
 mod messages;
 mod names;
+mod policy;
 mod profile;
+mod readings;
 mod status;
 
-use crate::request::{Code, Constraint, Identity, Refusal, Submission};
+use std::time::Instant;
+
+use crate::identity::Grant;
+use crate::request::{Code, Constraint, Refusal, Submission};
 
 pub use answer::{Answer, error_object, progress_object, stream_end, stream_piece};
 pub(crate) use answer::{milliseconds, numbers as refusal_numbers, rounded};
@@ -27,7 +32,9 @@ pub use ask::{parse_ask, parse_chat, parse_completion};
 pub use limits::Limits;
 pub(crate) use logprobs::{chat as chat_logprobs, completion as completion_logprobs};
 pub use names::check_id;
+pub use policy::{Policies, Policy};
 pub use profile::{Profile, Profiles};
+pub use readings::{ContextTopic, Readings};
 pub use status::status_object;
 
 /// The version of promptd's own JSON, in requests and answers.
@@ -38,10 +45,14 @@ pub const PROTOCOL: u64 = 1;
 pub struct Context<'a> {
     /// The profiles the operator wrote.
     pub profiles: &'a Profiles,
+    /// The newest values of the topics that profiles name.
+    pub readings: &'a Readings,
     /// How large things may be.
     pub limits: &'a Limits,
-    /// Who asks, as far as the door knows.
-    pub identity: Identity,
+    /// Who asks, and what they may.
+    pub grant: Grant,
+    /// When the request came.
+    pub now: Instant,
 }
 
 /// A request as it was read: the part for the scheduler, and the part for the door.

@@ -1,17 +1,19 @@
 //! Profiles: named sets of defaults that the operator writes and askers choose by name.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer};
 
 use super::generation::{PENALTY, REPETITION};
 use super::limits::Limits;
 use super::names;
-use crate::request::{Code, Constraint, Priority, Refusal};
+use super::readings::{self, ContextTopic, Readings};
+use crate::request::{Code, Constraint, Identity, Priority, Refusal};
 
-/// Defaults for the prompts that name this profile. A request may override each of them, except the constraint: what a
-/// profile says of the answer's form always holds, so that whatever listens on the other side can rely on it.
+/// Defaults for the prompts that name this profile. A request may override each of them, unless the profile is `fixed`,
+/// and never the constraint: what a profile says of the answer's form always holds, so that whatever listens on the other
+/// side can rely on it.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Profile {
@@ -49,6 +51,14 @@ pub struct Profile {
     /// How urgent the prompts are: `low`, `normal` or `high`.
     #[serde(deserialize_with = "priority")]
     pub priority: Option<Priority>,
+    /// Whether a request may override nothing: it brings the question alone.
+    pub fixed: bool,
+    /// Who may use it: names of `[clients]`, or `uid:1000` and `mqtt:NAME` for those who have no entry. Empty: everybody.
+    pub clients: Vec<String>,
+    /// MQTT topics whose newest values stand behind the system message.
+    pub context_topics: Vec<ContextTopic>,
+    /// How a value is written: `{name}`, `{value}` with its unit, `{age}`, `{topic}`.
+    pub context_line: Option<String>,
 }
 
 impl Profile {
@@ -96,7 +106,52 @@ impl Profile {
                 format!("each string of `stop` must have 1 to {} bytes", limits.stop_bytes),
             );
         }
+        readings::check(&self.context_topics, self.context_line.as_deref(), limits)?;
         self.check_constraint(limits)
+    }
+
+    /// Whether this one may use the profile of this name.
+    ///
+    /// # Errors
+    /// `forbidden` for `profile`.
+    pub(super) fn check_client(&self, name: &str, identity: &Identity) -> Result<(), Refusal> {
+        if self.clients.is_empty() || self.clients.contains(&identity.0) {
+            return Ok(());
+        }
+        let message = format!("`{}` may not use the profile {}", identity.0, names::shown(name));
+        Err(Refusal::new(Code::Forbidden, message).with_param("profile"))
+    }
+
+    /// Refuses what a request sets although the profile is fixed.
+    ///
+    /// # Errors
+    /// `forbidden`, with the field as `param`.
+    pub(super) fn check_fixed<'a>(
+        &self,
+        name: &str,
+        mut set: impl Iterator<Item = &'a str>,
+    ) -> Result<(), Refusal> {
+        let Some(field) = set.find(|field| self.fixed && !QUESTION.contains(field)) else {
+            return Ok(());
+        };
+        let message = format!("the profile {} is fixed; leave `{field}` out", names::shown(name));
+        Err(Refusal::new(Code::Forbidden, message).with_param(field))
+    }
+
+    /// The system message with the newest values behind it.
+    pub(super) fn system_with_context(
+        &self,
+        system: Option<&str>,
+        readings: &Readings,
+        now: Instant,
+    ) -> Option<String> {
+        let lines = readings.lines(&self.context_topics, self.context_line.as_deref(), now);
+        match (system, lines) {
+            (Some(system), Some(lines)) => {
+                Some(format!("{}\n{lines}", system.trim_end_matches('\n')))
+            }
+            (system, lines) => lines.or_else(|| system.map(str::to_owned)),
+        }
     }
 
     fn check_constraint(&self, limits: &Limits) -> Result<(), Refusal> {
@@ -167,6 +222,26 @@ impl Profile {
     }
 }
 
+/// The fields that a request to a fixed profile may have: the question, and what becomes of the answer on its way.
+const QUESTION: &[&str] = &[
+    "v",
+    "id",
+    "profile",
+    "model",
+    "prompt",
+    "messages",
+    "session",
+    "stream",
+    "stream_options",
+    "format",
+    "max_bytes",
+    "reply_to",
+    "user",
+    "metadata",
+    "safety_identifier",
+    "prompt_cache_key",
+];
+
 /// All profiles, by name.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(transparent)]
@@ -191,6 +266,12 @@ impl Profiles {
                 .map_err(|refusal| (name.clone(), Box::new(refusal)))?;
         }
         Ok(())
+    }
+
+    /// All topics whose values some profile puts into prompts.
+    pub fn context_topics(&self) -> BTreeSet<String> {
+        let topics = self.0.values().flat_map(|profile| &profile.context_topics);
+        topics.map(|topic| topic.topic.clone()).collect()
     }
 
     /// The names, in order.

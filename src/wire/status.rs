@@ -18,7 +18,7 @@ pub fn status_object(status: &Status) -> Value {
             object.insert("message".into(), refusal.message.as_str().into());
             object.extend(numbers(refusal));
         }
-        State::Ready | State::Draining => {}
+        State::Ready | State::Unloaded | State::Draining => {}
     }
     if let Some(model) = &status.model {
         object.insert(
@@ -30,10 +30,21 @@ pub fn status_object(status: &Status) -> Value {
             }),
         );
     }
-    object.insert("queue".into(), json!({"waiting": status.waiting, "limit": status.queue_limit}));
+    let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    object.insert(
+        "queue".into(),
+        json!({
+            "waiting": status.waiting, "limit": status.queue_limit, "max_wait_ms": ms(status.max_wait),
+            // In whole seconds: the status is published when it changes.
+            "eta_ms": status.next_begins.as_secs_f64().ceil() * 1000.0,
+        }),
+    );
     let slots = status.model.as_ref().map(|model| model.slots);
     object.insert("slots".into(), json!({"running": status.running, "total": slots}));
     object.insert("engine_pid".into(), status.engine_pid.into());
+    if let Some(error) = &status.configuration_error {
+        object.insert("configuration_error".into(), error.as_str().into());
+    }
     let counters = &status.counters;
     object.insert(
         "counters".into(),

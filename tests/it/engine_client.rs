@@ -196,6 +196,43 @@ async fn a_load_that_fails_is_tried_again_seldom() {
 }
 
 #[tokio::test]
+async fn an_engine_is_ended_replaced_and_started_as_wanted() {
+    let mut port = supervise(engine("good"));
+    let (first, _) = ready(&mut port).await;
+    port.unload();
+    assert!(matches!(next(&mut port).await, EngineEvent::Ended));
+    assert!(!is_alive(first));
+    let quiet = tokio::time::timeout(Duration::from_millis(300), port.events.recv()).await;
+    assert!(quiet.is_err(), "nothing is started: {quiet:?}");
+    port.load();
+    let (second, _) = ready(&mut port).await;
+    port.replace(None);
+    assert!(matches!(next(&mut port).await, EngineEvent::Ended));
+    let (third, _) = ready(&mut port).await;
+    assert!(!is_alive(second) && is_alive(third));
+    // What is changed again before the engine has ended counts as it is then.
+    port.unload();
+    port.load();
+    assert!(matches!(next(&mut port).await, EngineEvent::Ended));
+    ready(&mut port).await;
+    tokio::time::timeout(PATIENCE, port.end()).await.expect("the supervisor ends");
+}
+
+#[tokio::test]
+async fn a_load_that_is_asked_for_does_not_wait_for_the_pause() {
+    let mut port = supervise(engine("refusing"));
+    for _ in 0..2 {
+        started(&mut port).await;
+        assert!(matches!(frame(&mut port).await, FromEngine::LoadFailed(_)));
+        let (_, wait) = died(&mut port).await;
+        // The pauses begin anew as well.
+        assert!(wait > Duration::from_secs(20) && wait <= Duration::from_secs(30), "{wait:?}");
+        port.load();
+    }
+    started(&mut port).await;
+}
+
+#[tokio::test]
 async fn what_is_sent_to_a_dead_engine_goes_nowhere() {
     let mut port = supervise(engine("good"));
     let (pid, to) = ready(&mut port).await;

@@ -31,6 +31,10 @@ mod mqtt;
 #[cfg(test)]
 mod mqtt_faults;
 #[cfg(test)]
+mod operator;
+#[cfg(test)]
+mod overload;
+#[cfg(test)]
 mod scheduler;
 #[cfg(test)]
 mod shipped;

@@ -22,7 +22,7 @@ struct Bench {
 impl Bench {
     async fn ready(queue_limit: usize, slots: u16) -> Bench {
         let (mut engine, port) = ScriptedEngine::new();
-        let (scheduler, task) = Scheduler::start(Config { queue_limit }, port);
+        let (scheduler, task) = Scheduler::start(Config { queue_limit, ..Config::default() }, port);
         engine.start(model(slots)).await;
         let bench = Bench { scheduler, engine, task };
         bench.until(|status| status.state == State::Ready).await;
@@ -45,7 +45,7 @@ async fn rest(ticket: &mut Ticket) -> (String, Vec<u32>, Event) {
     let (mut all, mut every) = (String::new(), Vec::new());
     loop {
         match ticket.next().await.expect("a final event comes") {
-            Event::Prefill { .. } => {}
+            Event::Queued { .. } | Event::Prefill { .. } => {}
             Event::Delta { text, tokens, .. } => {
                 all.push_str(&text);
                 every.extend(tokens);
@@ -119,8 +119,8 @@ async fn time_in_the_queue_is_reported() {
 async fn a_full_queue_refuses_at_once_though_the_engine_sleeps() {
     let mut bench = Bench::ready(2, 1).await;
     let mut tickets = Vec::new();
-    for _ in 0..3 {
-        tickets.push(bench.accept(submission("a", "x")).await);
+    for who in ["a", "b", "c"] {
+        tickets.push(bench.accept(submission(who, "x")).await);
         if tickets.len() == 1 {
             bench.engine.started().await;
         }
@@ -128,7 +128,7 @@ async fn a_full_queue_refuses_at_once_though_the_engine_sleeps() {
     // From here on the engine reads nothing.
     for _ in 0..1000 {
         let refusal =
-            bench.scheduler.submit(submission("b", "x")).await.expect_err("the queue is full");
+            bench.scheduler.submit(submission("d", "x")).await.expect_err("the queue is full");
         assert_eq!(refusal.code, Code::Busy);
     }
     assert_eq!(bench.scheduler.status().borrow().counters.refused["busy"], 1000);
@@ -228,6 +228,40 @@ async fn cancel_tells_the_asker_and_the_engine() {
     assert_eq!(bench.engine.started().await.id, next.id());
     bench.scheduler.cancel_all().await;
     assert_eq!(code(&rest(&mut next).await.2), Code::Cancelled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_is_unloaded_and_a_prompt_that_comes_then_waits_for_it() {
+    let mut bench = Bench::ready(8, 1).await;
+    let (unloaded, ()) = tokio::join!(bench.scheduler.unload(), bench.engine.end());
+    unloaded.unwrap();
+    let status = bench.scheduler.status().borrow().clone();
+    assert_eq!((status.state, status.engine_pid), (State::Unloaded, None));
+    assert!(!bench.engine.wanted.borrow().loaded);
+    let scheduler = bench.scheduler.clone();
+    let asker = tokio::spawn(async move { scheduler.submit(submission("a", "x")).await });
+    bench.engine.wanted.wait_for(|wanted| wanted.loaded).await.unwrap();
+    tokio::time::sleep(100 * SECOND).await;
+    bench.engine.start(model(1)).await;
+    bench.engine.approve().await;
+    let mut ticket = asker.await.unwrap().expect("it was worth the wait");
+    assert_eq!(bench.engine.started().await.id, ticket.id());
+    assert_eq!(bench.scheduler.unload().await.unwrap_err().code, Code::Busy);
+    bench.engine.event(ticket.id(), finished(1)).await;
+    assert!(matches!(rest(&mut ticket).await.2, Event::Finished(_)));
+    // Loading what is loaded is no work.
+    bench.scheduler.load().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_model_leaves_the_memory() {
+    let mut bench = Bench::ready(8, 1).await;
+    let config = Config { keep_loaded: Some(60 * SECOND), ..Config::default() };
+    bench.scheduler.configure(config, None, false).await;
+    let begun = tokio::time::Instant::now();
+    bench.engine.wanted.wait_for(|wanted| !wanted.loaded).await.unwrap();
+    let took = begun.elapsed();
+    assert!(took >= 60 * SECOND && took < 61 * SECOND, "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,6 +8,8 @@ use crate::engine::client::EngineEvent;
 use crate::engine::frames::{CheckedPrompt, FromEngine, LoadStage};
 use crate::request::{Code, Event, PromptId, Refusal, Submission};
 use crate::scheduler::core::Action;
+use crate::scheduler::queue::Entry;
+use crate::scheduler::rates::Size;
 
 impl Core {
     /// Something happened to the engine.
@@ -15,6 +17,7 @@ impl Core {
         match event {
             EngineEvent::Started { pid, .. } => self.engine_started(pid, now),
             EngineEvent::Frame(frame) => self.frame(frame, now),
+            EngineEvent::Ended => self.engine_ended(now),
             EngineEvent::Died { report, restart_in } => {
                 let restart_in_ms =
                     restart_in.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
@@ -28,6 +31,8 @@ impl Core {
             }
         }
         self.dispatch(now);
+        self.tell_places(now);
+        self.rest(now);
     }
 
     /// Nobody starts engines any more: no prompt can be answered.
@@ -37,12 +42,12 @@ impl Core {
             "the engine is gone and nobody starts another; restart promptd",
         );
         self.engine_died("the engine was given up", None, now);
-        self.model_failed(refusal);
+        self.model_failed(refusal, now);
     }
 
     fn engine_started(&mut self, pid: u32, now: Instant) {
-        self.counters.engine_restarts += u64::from(self.engine.started_before);
-        self.engine.started_before = true;
+        self.counters.engine_restarts = self.engine.engines;
+        self.engine.engines += 1;
         self.engine.pid = Some(pid);
         self.engine.stage = LoadStage::Runtime;
         self.engine.expected =
@@ -57,9 +62,11 @@ impl Core {
                 self.engine.failed = None;
                 self.engine.deaths_while_loading = 0;
                 self.engine.model = Some(model);
+                self.engine.on_demand = false;
+                self.ask_checks(now);
             }
             FromEngine::LoadFailed(refusal) => {
-                self.model_failed(Refusal { code: Code::ModelFailed, ..refusal });
+                self.model_failed(Refusal { code: Code::ModelFailed, ..refusal }, now);
             }
             FromEngine::Checked { check, result } => self.checked(check, result, now),
             FromEngine::Event { id, event } => self.event(id, event, now),
@@ -78,11 +85,11 @@ impl Core {
             self.survive(id, report, now);
         }
         let refusal = self.model_loading(now);
-        self.refuse_checks(&refusal);
+        self.refuse_asked(&refusal);
         if !was_ready {
             self.engine.deaths_while_loading = self.engine.deaths_while_loading.saturating_add(1);
             if self.engine.deaths_while_loading >= FATAL_LOADS && self.engine.failed.is_none() {
-                self.model_failed(Refusal::new(Code::ModelFailed, report));
+                self.model_failed(Refusal::new(Code::ModelFailed, report), now);
             }
         }
     }
@@ -96,7 +103,7 @@ impl Core {
                 "the engine died {} times while it answered this prompt; the last time {report}",
                 prompt.deaths
             );
-            self.end(id, Event::Failed(Refusal::new(Code::ModelFailed, message)));
+            self.end(id, Event::Failed(Refusal::new(Code::ModelFailed, message)), now);
             return;
         }
         if let Phase::Running { since, answering } = prompt.phase {
@@ -105,13 +112,14 @@ impl Core {
             prompt.spent.decode += now.saturating_duration_since(answered);
         }
         prompt.phase = Phase::Waiting { since: now };
-        self.queue.push_front(id);
+        self.queue.push_front(Entry { id, size: prompt.size });
+        self.places.changed = true;
     }
 
     /// The model cannot be loaded: those who wait for it are told now, rather than left waiting for a mended file.
-    fn model_failed(&mut self, refusal: Refusal) {
+    fn model_failed(&mut self, refusal: Refusal, now: Instant) {
         for id in self.ids() {
-            self.abandon(id, refusal.clone());
+            self.abandon(id, refusal.clone(), now);
         }
         self.refuse_checks(&refusal);
         self.engine.failed = Some(refusal);
@@ -128,13 +136,19 @@ impl Core {
         };
         let id = PromptId(self.next_id);
         self.next_id += 1;
-        let Submission { request, identity, priority, .. } = pending.submission;
+        let Submission { request, identity, priority, quota, .. } = pending.submission;
         let seed = request.sampling.seed.unwrap_or_else(|| (self.draw_seed)());
-        self.queue.push(id, &identity, priority);
+        let size = Size::from(checked);
+        self.queue.push(Entry { id, size }, &identity, priority);
+        self.places.changed = true;
         self.prompts.insert(
             id,
             Prompt {
                 request,
+                quota,
+                weight: pending.weight,
+                size,
+                told: None,
                 identity,
                 priority,
                 seed,
@@ -148,6 +162,8 @@ impl Core {
         );
         self.counters.accepted += 1;
         self.actions.push(Action::Accept { check, id, seed, checked });
+        self.dispatch(now);
+        self.tell_place(id, now);
     }
 
     fn event(&mut self, id: PromptId, event: Event, now: Instant) {
@@ -156,6 +172,8 @@ impl Core {
         let Phase::Running { since, answering } = &mut prompt.phase else { return };
         match event {
             // A resumed prompt is read again, answer included; its asker has seen that once.
+            // Places are the scheduler's to tell.
+            Event::Queued { .. } => {}
             Event::Prefill { .. } if !prompt.delivered.is_empty() => {}
             Event::Prefill { .. } => self.actions.push(Action::Deliver { id, event }),
             Event::Delta { ref tokens, .. } => {
@@ -170,9 +188,9 @@ impl Core {
                 finish.timings.prefill += prompt.spent.prefill;
                 finish.timings.decode += prompt.spent.decode;
                 tracing::debug!(%id, identity = %prompt.identity.0, ran = ?now.saturating_duration_since(*since), "finished");
-                self.end(id, Event::Finished(finish));
+                self.end(id, Event::Finished(finish), now);
             }
-            Event::Failed(_) => self.end(id, event),
+            Event::Failed(_) => self.end(id, event, now),
         }
     }
 }

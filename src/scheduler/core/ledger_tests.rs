@@ -3,8 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::tests::{Bench, SECOND, delta, died, finish, model, started, submission};
-use super::{Action, FATAL_DEATHS};
-use crate::engine::frames::{FromEngine, ToEngine};
+use super::{Action, FATAL_DEATHS, Order};
+use crate::engine::client::EngineEvent;
+use crate::engine::frames::{FromEngine, LoadRequest, ToEngine};
 use crate::request::{Code, Event, Priority, PromptId, Refusal, Submission};
 
 /// A small generator of its own (xorshift64*), so that a seed means the same history for ever.
@@ -19,6 +20,16 @@ impl Dice {
     }
 }
 
+/// The engine's process.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Process {
+    #[default]
+    None,
+    Alive,
+    /// The scheduler wants it ended.
+    Ending,
+}
+
 /// What an outsider may expect, kept from the actions alone.
 #[derive(Default)]
 struct Ledger {
@@ -31,6 +42,9 @@ struct Ledger {
     deaths: HashMap<PromptId, u32>,
     slots: usize,
     ready: bool,
+    process: Process,
+    /// The scheduler wants a model.
+    wanted: bool,
 }
 
 impl Ledger {
@@ -38,6 +52,16 @@ impl Ledger {
         for action in actions {
             match action {
                 Action::Send(message) => self.sent(message),
+                Action::Engine(order) => {
+                    assert!(self.running.is_empty(), "{order:?} while {:?} run", self.running);
+                    assert!(order == Order::Load || self.open.is_empty() || order != Order::Unload);
+                    // The engine that is there takes no more work.
+                    self.ready = false;
+                    if self.process == Process::Alive {
+                        self.process = Process::Ending;
+                    }
+                    self.wanted = order != Order::Unload;
+                }
                 Action::Accept { check, id, .. } => {
                     assert!(self.answered.insert(check), "check {check} is answered twice");
                     assert!(
@@ -91,73 +115,26 @@ impl Ledger {
     }
 }
 
+fn other_model() -> LoadRequest {
+    LoadRequest {
+        version: 0,
+        model: "/other".into(),
+        library: "/lib/ort.so".into(),
+        threads: 0,
+        slots: 1,
+        context: 0,
+    }
+}
+
 fn play(seed: u64) {
     let mut dice = Dice(seed);
     let (limit, slots) = (dice.below(6), 1 + dice.below(3));
     let mut bench = Bench::new(limit);
-    let mut ledger = Ledger { slots, ..Ledger::default() };
-    let mut token = 0;
+    let mut ledger = Ledger { slots, wanted: true, ..Ledger::default() };
     for step in 0..400 {
-        let known: Vec<PromptId> = (0..bench.core.next_id).map(PromptId).collect();
-        match dice.below(12) {
-            0..=2 => {
-                let timeout =
-                    (dice.below(3) == 0).then(|| SECOND * u32::try_from(dice.below(9)).unwrap());
-                let priority = [Priority::Low, Priority::Normal, Priority::High][dice.below(3)];
-                let who = ["a", "b", "c"][dice.below(3)];
-                bench.core.submit(Submission { priority, timeout, ..submission(who) }, bench.now);
-            }
-            3..=4 => {
-                // Also checks that were answered or given up before: those must change nothing.
-                let check = u64::try_from(dice.below(8)).unwrap();
-                let check = bench.core.next_check.saturating_sub(check + 1);
-                if ledger.ready && ledger.checks.contains(&check) {
-                    bench.check(check);
-                }
-            }
-            5..=7 if ledger.ready && !known.is_empty() => {
-                // Mostly prompts that run; sometimes a late event of one that does not any more.
-                let pool = if dice.below(8) == 0 || ledger.running.is_empty() {
-                    known
-                } else {
-                    ledger.running.clone()
-                };
-                let id = pool[dice.below(pool.len())];
-                token += 1;
-                let event = match dice.below(6) {
-                    0 => finish(SECOND, SECOND, 3),
-                    1 => Event::Failed(Refusal::new(Code::Internal, "x")),
-                    2 => Event::Prefill { done: 1, total: 2 },
-                    _ => delta(token),
-                };
-                bench.event(id, event);
-            }
-            8 if !known.is_empty() => bench.core.cancel(known[dice.below(known.len())], bench.now),
-            9 => bench.pass(SECOND * u32::try_from(dice.below(4)).unwrap()),
-            10 if !ledger.ready => {
-                bench.engine(started(step));
-                ledger.ready = true;
-                bench.frame(FromEngine::Ready(model(u16::try_from(slots).unwrap())));
-            }
-            11 if ledger.ready && dice.below(4) == 0 => {
-                ledger.ready = false;
-                for id in ledger.running.drain(..) {
-                    *ledger.deaths.entry(id).or_default() += 1;
-                }
-                bench.engine(died(Some(SECOND)));
-            }
-            _ => {}
-        }
+        happen(step, &mut dice, &mut bench, &mut ledger);
         ledger.read(bench.core.take_actions());
-        let status = bench.core.status();
-        assert_eq!(status.running, ledger.running.len(), "step {step}");
-        assert_eq!(status.waiting + status.running, ledger.open.len(), "step {step}");
-        assert!(status.waiting <= limit + slots, "step {step}: {} wait", status.waiting);
-        let idle_slot = ledger.ready && status.running < slots;
-        assert!(
-            !(idle_slot && status.waiting > 0),
-            "step {step}: a slot is empty while prompts wait"
-        );
+        compare(step, (limit, slots), &bench, &ledger);
     }
     bench.core.drain();
     bench.core.cancel_all(bench.now);
@@ -167,6 +144,96 @@ fn play(seed: u64) {
         ledger.answered.len(),
         usize::try_from(bench.core.next_check).unwrap(),
         "each submission is answered once"
+    );
+}
+
+/// Something happens.
+fn happen(step: u32, dice: &mut Dice, bench: &mut Bench, ledger: &mut Ledger) {
+    let known: Vec<PromptId> = (0..bench.core.next_id).map(PromptId).collect();
+    match dice.below(16) {
+        0..=2 => {
+            let timeout =
+                (dice.below(3) == 0).then(|| SECOND * u32::try_from(dice.below(9)).unwrap());
+            let priority = [Priority::Low, Priority::Normal, Priority::High][dice.below(3)];
+            let who = ["a", "b", "c"][dice.below(3)];
+            bench.core.submit(Submission { priority, timeout, ..submission(who) }, bench.now);
+        }
+        3..=4 => {
+            // Also checks that were answered or given up before: those must change nothing.
+            let check = u64::try_from(dice.below(8)).unwrap();
+            let check = bench.core.next_check.saturating_sub(check + 1);
+            if ledger.ready && ledger.checks.contains(&check) {
+                bench.check(check);
+            }
+        }
+        5..=7 if ledger.ready && !known.is_empty() => {
+            // Mostly prompts that run; sometimes a late event of one that does not any more.
+            let pool = if dice.below(8) == 0 || ledger.running.is_empty() {
+                known
+            } else {
+                ledger.running.clone()
+            };
+            let id = pool[dice.below(pool.len())];
+            let event = match dice.below(6) {
+                0 => finish(SECOND, SECOND, 3),
+                1 => Event::Failed(Refusal::new(Code::Internal, "x")),
+                2 => Event::Prefill { done: 1, total: 2 },
+                _ => delta(step),
+            };
+            bench.event(id, event);
+        }
+        8 if !known.is_empty() => bench.core.cancel(known[dice.below(known.len())], bench.now),
+        9 => bench.pass(SECOND * u32::try_from(dice.below(4)).unwrap()),
+        10 if ledger.wanted && ledger.process == Process::None => {
+            bench.engine(started(step));
+            ledger.process = Process::Alive;
+            ledger.ready = true;
+            bench.frame(FromEngine::Ready(model(u16::try_from(ledger.slots).unwrap())));
+        }
+        11 if ledger.process != Process::None && dice.below(4) == 0 => {
+            ledger.ready = false;
+            ledger.process = Process::None;
+            // The next engine is asked again.
+            ledger.checks.clear();
+            for id in ledger.running.drain(..) {
+                *ledger.deaths.entry(id).or_default() += 1;
+            }
+            bench.engine(died(Some(SECOND)));
+        }
+        12 if dice.below(3) == 0 => drop(bench.core.unload(bench.now)),
+        13 => bench.core.load(bench.now),
+        14 if dice.below(4) == 0 => {
+            let config = bench.core.config.clone();
+            let other = (dice.below(2) == 0).then(|| Box::new(other_model()));
+            bench.core.configure(config, other, true, bench.now);
+        }
+        15 if ledger.process == Process::Ending => {
+            ledger.process = Process::None;
+            // The next engine is asked again.
+            ledger.checks.clear();
+            bench.engine(EngineEvent::Ended);
+        }
+        _ => {}
+    }
+}
+
+/// What the core says of itself agrees with what an outsider has seen.
+fn compare(step: u32, (limit, slots): (usize, usize), bench: &Bench, ledger: &Ledger) {
+    let status = bench.core.status();
+    assert_eq!(status.running, ledger.running.len(), "step {step}");
+    assert_eq!(status.waiting + status.running, ledger.open.len(), "step {step}");
+    assert!(status.waiting <= limit + slots, "step {step}: {} wait", status.waiting);
+    // One that has seen an engine die runs alone.
+    let suspects = |ids: &mut dyn Iterator<Item = &PromptId>| {
+        ids.filter(|id| ledger.deaths.contains_key(id)).count()
+    };
+    let alone = suspects(&mut ledger.running.iter());
+    assert!(alone == 0 || ledger.running.len() == 1, "step {step}: {:?}", ledger.running);
+    let idle_slot = ledger.ready && bench.core.is_serving() && status.running < slots;
+    let held_back = status.running > 0 && suspects(&mut ledger.open.keys()) > 0;
+    assert!(
+        !(idle_slot && status.waiting > 0) || held_back,
+        "step {step}: a slot is empty while prompts wait"
     );
 }
 

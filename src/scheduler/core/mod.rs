@@ -4,19 +4,30 @@
 mod engine;
 #[cfg(test)]
 mod ledger_tests;
+mod load;
+#[cfg(test)]
+mod load_tests;
+mod places;
+#[cfg(test)]
+mod places_tests;
 mod rules;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::rules::{draining, timeout};
 use super::queue::Queue;
-use super::rates::Rates;
-use super::{Config, Counters, State, Status};
-use crate::engine::frames::{CheckedPrompt, LoadStage, ModelInfo, ToEngine};
-use crate::request::{Code, Event, Identity, Priority, PromptId, Refusal, Request, Submission};
+use super::quotas::Quotas;
+use super::rates::{Rates, Size};
+use super::weight::weight;
+use super::{Config, Counters, Place, State, Status};
+use crate::engine::frames::{CheckedPrompt, LoadRequest, LoadStage, ModelInfo, ToEngine};
+use crate::request::{
+    Code, Event, Identity, Priority, PromptId, Quota, Refusal, Request, Submission,
+};
 
 /// The engine's answer to a check is waited for this long. Checks take milliseconds and the slowest honest schema well
 /// under a second, so a later answer means that the engine has more checks than it can do.
@@ -40,13 +51,27 @@ pub(super) enum Action {
     Accept { check: u64, id: PromptId, seed: u64, checked: CheckedPrompt },
     /// The check's submission is refused.
     Refuse { check: u64, refusal: Refusal },
+    /// Ask this of the engine's supervisor.
+    Engine(Order),
     /// Give this event to the prompt's asker.
     Deliver { id: PromptId, event: Event },
+}
+
+/// What the supervisor is asked.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Start an engine, without a pause.
+    Load,
+    /// End the engine and start none.
+    Unload,
+    /// End the engine and start another, with another model where one is given.
+    Replace(Option<Box<LoadRequest>>),
 }
 
 /// The scheduler's mind.
 pub(super) struct Core {
     config: Config,
+    configuration_error: Option<String>,
     draw_seed: Box<dyn FnMut() -> u64 + Send>,
     engine: Engine,
     draining: bool,
@@ -60,7 +85,10 @@ pub(super) struct Core {
     next_check: u64,
     next_id: u64,
     rates: Rates,
+    quotas: Quotas,
     counters: Counters,
+    /// The order of those who wait, as it was last told.
+    places: places::Places,
     actions: Vec<Action>,
 }
 
@@ -76,15 +104,28 @@ struct Engine {
     failed: Option<Refusal>,
     /// When it should be ready, as far as the last load tells.
     expected: Option<Instant>,
-    started_before: bool,
+    /// Engines that were started so far.
+    engines: u64,
     deaths_while_loading: u32,
+    /// Whether a model shall be loaded.
+    wanted: bool,
+    /// Prompts that come while the model is loaded wait for it: it was unloaded because nobody needed it, or is being
+    /// replaced while it worked.
+    on_demand: bool,
+    /// To be replaced as soon as no prompt runs.
+    change: Option<Order>,
+    /// Since when there has been nothing to do.
+    idle: Option<Instant>,
 }
 
 /// A submission whose check is under way.
 #[derive(Debug)]
 struct Pending {
     submission: Submission,
-    came: Instant,
+    /// Bytes of it, for the queue's limit.
+    weight: usize,
+    /// When the engine was asked. `None`: the model is being loaded for it.
+    asked: Option<Instant>,
     deadline: Option<Instant>,
 }
 
@@ -92,6 +133,11 @@ struct Pending {
 #[derive(Debug)]
 struct Prompt {
     request: Request,
+    quota: Quota,
+    weight: usize,
+    size: Size,
+    /// The place in the queue that its asker knows of.
+    told: Option<u32>,
     identity: Identity,
     priority: Priority,
     seed: u64,
@@ -135,11 +181,16 @@ impl Core {
             model: None,
             failed: None,
             expected: None,
-            started_before: false,
+            engines: 0,
             deaths_while_loading: 0,
+            wanted: true,
+            on_demand: false,
+            change: None,
+            idle: None,
         };
         Core {
             config,
+            configuration_error: None,
             draw_seed,
             engine,
             draining: false,
@@ -150,7 +201,9 @@ impl Core {
             next_check: 0,
             next_id: 0,
             rates: Rates::default(),
+            quotas: Quotas::default(),
             counters: Counters::default(),
+            places: places::Places::default(),
             actions: Vec::new(),
         }
     }
@@ -159,21 +212,27 @@ impl Core {
     pub(super) fn submit(&mut self, submission: Submission, now: Instant) -> u64 {
         let check = self.next_check;
         self.next_check += 1;
-        if let Err(refusal) = self.may_enter(now) {
+        let weight = weight(&submission.request);
+        if let Err(refusal) = self.may_enter(&submission, weight, now) {
             self.refuse(check, refusal);
             return check;
         }
-        self.actions
-            .push(Action::Send(ToEngine::Check { check, request: submission.request.clone() }));
         let deadline = submission.timeout.and_then(|timeout| now.checked_add(timeout));
-        self.checks.insert(check, Pending { submission, came: now, deadline });
+        self.checks.insert(check, Pending { submission, weight, asked: None, deadline });
+        if self.is_serving() {
+            self.ask_check(check, now);
+        } else {
+            self.load_on_demand(now);
+        }
         check
     }
 
     /// Ends one prompt with `cancelled`. Unknown numbers are ignored.
     pub(super) fn cancel(&mut self, id: PromptId, now: Instant) {
-        self.abandon(id, Refusal::new(Code::Cancelled, "the prompt was cancelled"));
+        self.abandon(id, Refusal::new(Code::Cancelled, "the prompt was cancelled"), now);
         self.dispatch(now);
+        self.tell_places(now);
+        self.rest(now);
     }
 
     /// Ends every prompt with `cancelled`, and refuses those that are being checked.
@@ -182,6 +241,7 @@ impl Core {
             self.abandon(
                 id,
                 Refusal::new(Code::Cancelled, "the prompt was cancelled, with all others"),
+                now,
             );
         }
         self.refuse_checks(&Refusal::new(
@@ -189,6 +249,8 @@ impl Core {
             "the prompt was cancelled, with all others",
         ));
         self.dispatch(now);
+        self.tell_places(now);
+        self.rest(now);
     }
 
     /// Takes no more prompts from now on.
@@ -213,15 +275,18 @@ impl Core {
             self.prompts.iter().filter(|(_, p)| over(p.deadline)).map(|(id, _)| *id).collect();
         late.sort_unstable();
         for id in late {
-            self.abandon(id, timeout());
+            self.abandon(id, timeout(), now);
         }
         self.dispatch(now);
+        self.tell_places(now);
+        self.rest(now);
     }
 
     /// When [`Core::tick`] has something to do next.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let checks = self.checks.values().filter_map(Pending::expires);
-        checks.chain(self.prompts.values().filter_map(|prompt| prompt.deadline)).min()
+        let prompts = self.prompts.values().filter_map(|prompt| prompt.deadline);
+        checks.chain(prompts).chain(self.next_places()).chain(self.next_rest()).min()
     }
 
     /// What is to be done since the last time.
@@ -238,6 +303,7 @@ impl Core {
     pub(super) fn status(&self) -> Status {
         let state = match &self.engine.failed {
             _ if self.draining => State::Draining,
+            _ if !self.engine.wanted => State::Unloaded,
             Some(refusal) => State::ModelFailed(refusal.clone()),
             None if self.engine.ready => State::Ready,
             None => State::Loading(self.engine.stage),
@@ -247,7 +313,11 @@ impl Core {
             model: self.engine.model.clone(),
             waiting: self.queue.len(),
             queue_limit: self.config.queue_limit,
+            max_wait: self.config.max_wait,
+            places: Arc::clone(&self.places.told),
+            next_begins: self.places.next_begins,
             running: self.running.len(),
+            configuration_error: self.configuration_error.clone(),
             engine_pid: self.engine.pid,
             counters: self.counters.clone(),
         }
@@ -256,8 +326,7 @@ impl Core {
 
 impl Pending {
     fn expires(&self) -> Option<Instant> {
-        let limit = self.came.checked_add(CHECK_LIMIT);
-        self.deadline
-            .map_or(limit, |deadline| Some(limit.map_or(deadline, |limit| limit.min(deadline))))
+        let limit = self.asked.and_then(|asked| asked.checked_add(CHECK_LIMIT));
+        [limit, self.deadline].into_iter().flatten().min()
     }
 }

@@ -1,71 +1,18 @@
-//! Who may enter, who is next, how a prompt ends, and what a refusal says.
+//! Who is next, how a prompt ends, and what a refusal says. Who may enter: `places.rs`.
 
 use std::time::{Duration, Instant};
 
-use super::{Action, CHECK_LIMIT, Core, Pending, Phase, UNKNOWN_LOAD};
-use crate::engine::frames::{CheckedPrompt, ModelInfo, ToEngine};
+use super::{Action, CHECK_LIMIT, Core, Phase, UNKNOWN_LOAD};
+use crate::engine::frames::{ModelInfo, ToEngine};
 use crate::request::{Code, Event, Finish, PromptId, Refusal};
-use crate::scheduler::rates::{Load, sensible};
+use crate::scheduler::rates::sensible;
 
 impl Core {
-    /// Whether a submission is worth checking.
-    pub(super) fn may_enter(&self, now: Instant) -> Result<(), Refusal> {
-        if self.draining {
-            return Err(draining());
-        }
-        if let Some(refusal) = &self.engine.failed {
-            return Err(refusal.clone().with_retry_after(self.until_expected(now)));
-        }
-        if !self.engine.ready {
-            return Err(self.model_loading(now));
-        }
-        let had = self.queue.len() + self.checks.len();
-        // A prompt that finds a free slot does not wait.
-        if had >= self.config.queue_limit + self.slots().saturating_sub(self.running.len()) {
-            let message = format!(
-                "the queue is full: {had} prompts wait, and no more than {} may",
-                self.config.queue_limit
-            );
-            let (limit, have) = (u64::try_from(self.config.queue_limit), u64::try_from(had));
-            return Err(Refusal::new(Code::Busy, message)
-                .with_limit(limit.unwrap_or(u64::MAX), have.unwrap_or(u64::MAX))
-                .with_retry_after(self.rates.retry_after(self.slots())));
-        }
-        Ok(())
-    }
-
-    /// Whether the answer can come before its deadline.
-    pub(super) fn in_time(
-        &self,
-        pending: &Pending,
-        checked: CheckedPrompt,
-        now: Instant,
-    ) -> Result<(), Refusal> {
-        let Some(deadline) = pending.deadline else { return Ok(()) };
-        let left = deadline.saturating_duration_since(now);
-        if left.is_zero() {
-            return Err(timeout());
-        }
-        let ahead = self.queue.ahead_of(&pending.submission.identity, pending.submission.priority);
-        let load = Load { running: self.running.len(), ahead, slots: self.slots() };
-        match self.rates.clearly_misses(load, checked.prompt_tokens, left) {
-            None => Ok(()),
-            Some(begins) => {
-                let (begins_ms, left_ms) = (begins.as_millis(), left.as_millis());
-                let message = format!(
-                    "the answer would begin in about {begins_ms} ms, and its deadline is in {left_ms} ms; ask again \
-                     later, or allow more time"
-                );
-                Err(Refusal::new(Code::WouldMissDeadline, message)
-                    .with_retry_after(sensible(begins.saturating_sub(left))))
-            }
-        }
-    }
-
     /// Fills the free slots.
     pub(super) fn dispatch(&mut self, now: Instant) {
-        while self.engine.ready && self.running.len() < self.slots() {
+        while self.is_serving() && self.running.len() < self.slots() && self.may_start() {
             let Some(id) = self.queue.pop() else { return };
+            self.places.changed = true;
             // The queue and the prompts are changed together.
             let Some(prompt) = self.prompts.get_mut(&id) else { continue };
             if let Phase::Waiting { since } = prompt.phase {
@@ -83,29 +30,46 @@ impl Core {
         }
     }
 
+    /// Whether the next prompt may start beside those that run. One that has seen its engine die runs alone: if the next
+    /// engine dies as well, it was that prompt, and nobody else is blamed.
+    fn may_start(&self) -> bool {
+        let is_suspect = |id: &PromptId| self.prompts.get(id).is_some_and(|p| p.deaths > 0);
+        let suspect_next = self.queue.next().is_some_and(|id| is_suspect(&id));
+        !self.running.iter().any(is_suspect) && (self.running.is_empty() || !suspect_next)
+    }
+
     /// Ends a prompt without the engine's doing.
-    pub(super) fn abandon(&mut self, id: PromptId, refusal: Refusal) {
+    pub(super) fn abandon(&mut self, id: PromptId, refusal: Refusal, now: Instant) {
         if self.running.contains(&id) {
             self.actions.push(Action::Send(ToEngine::Cancel { id }));
         }
-        self.end(id, Event::Failed(refusal));
+        self.end(id, Event::Failed(refusal), now);
     }
 
     /// Takes a prompt out of everything and gives its asker the final event. Unknown numbers are ignored.
-    pub(super) fn end(&mut self, id: PromptId, event: Event) {
+    pub(super) fn end(&mut self, id: PromptId, event: Event, now: Instant) {
         let Some(prompt) = self.prompts.remove(&id) else { return };
         self.queue.remove(id);
+        self.places.changed = true;
         self.running.retain(|other| *other != id);
+        let wrote = u64::try_from(prompt.delivered.len()).unwrap_or(u64::MAX);
+        // Of one that fails before it is done, what it wrote counts; it may not have been read.
+        let tokens = match &event {
+            Event::Finished(Finish { usage, .. }) => {
+                u64::from(usage.prompt) + u64::from(usage.completion)
+            }
+            _ => wrote,
+        };
+        self.quotas.spend(&prompt.identity, &prompt.quota, tokens, now);
         match &event {
             Event::Finished(finish) => self.count(finish),
             Event::Failed(refusal) => {
                 tracing::debug!(%id, priority = ?prompt.priority, code = refusal.code.as_str(), "failed");
-                let wrote = u64::try_from(prompt.delivered.len()).unwrap_or(u64::MAX);
                 self.counters.completion_tokens =
                     self.counters.completion_tokens.saturating_add(wrote);
                 *self.counters.refused.entry(refusal.code.as_str()).or_default() += 1;
             }
-            Event::Prefill { .. } | Event::Delta { .. } => {}
+            Event::Queued { .. } | Event::Prefill { .. } | Event::Delta { .. } => {}
         }
         self.actions.push(Action::Deliver { id, event });
     }

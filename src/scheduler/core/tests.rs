@@ -25,6 +25,8 @@ pub(super) fn submission(who: &str) -> Submission {
         identity: Identity(who.to_owned()),
         priority: Priority::Normal,
         timeout: None,
+        quota: Quota::default(),
+        session: None,
     }
 }
 
@@ -76,10 +78,13 @@ impl Bench {
             seed += 1;
             seed
         };
-        Bench { core: Core::new(Config { queue_limit }, Box::new(draw)), now: Instant::now() }
+        Bench {
+            core: Core::new(Config { queue_limit, ..Config::default() }, Box::new(draw)),
+            now: Instant::now(),
+        }
     }
 
-    fn ready(queue_limit: usize, slots: u16) -> Self {
+    pub(super) fn ready(queue_limit: usize, slots: u16) -> Self {
         let mut bench = Bench::new(queue_limit);
         bench.engine(started(1));
         bench.frame(FromEngine::Ready(model(slots)));
@@ -111,14 +116,14 @@ impl Bench {
     }
 
     /// Hands in and checks; returns the prompt's number.
-    fn accept(&mut self, submission: Submission) -> PromptId {
+    pub(super) fn accept(&mut self, submission: Submission) -> PromptId {
         let check = self.core.submit(submission, self.now);
         self.check(check);
         let id = self.core.prompts.keys().max().copied();
         id.expect("the prompt is accepted")
     }
 
-    fn refused(&mut self, submission: Submission) -> Refusal {
+    pub(super) fn refused(&mut self, submission: Submission) -> Refusal {
         self.core.take_actions();
         self.core.submit(submission, self.now);
         match self.core.take_actions().pop() {
@@ -128,7 +133,7 @@ impl Bench {
     }
 
     /// What was done since the last look, in short words.
-    fn did(&mut self) -> Vec<String> {
+    pub(super) fn did(&mut self) -> Vec<String> {
         let say = |action: Action| match action {
             Action::Send(ToEngine::Check { check, .. }) => format!("check {check}"),
             Action::Send(ToEngine::Start { id, seed, resume, .. }) => {
@@ -136,18 +141,23 @@ impl Bench {
             }
             Action::Send(ToEngine::Cancel { id }) => format!("cancel {id}"),
             Action::Send(ToEngine::Load(_)) => "load".to_owned(),
+            Action::Engine(order) => format!("{order:?}"),
             Action::Accept { id, .. } => format!("accept {id}"),
             Action::Refuse { check, refusal } => {
                 format!("refuse {check} {}", refusal.code.as_str())
             }
             Action::Deliver { id, event } => match event {
+                Event::Queued { position, .. } => format!("{id} queued {position}"),
                 Event::Prefill { done, total } => format!("{id} prefill {done}/{total}"),
                 Event::Delta { text, .. } => format!("{id} {text}"),
                 Event::Finished(_) => format!("{id} finished"),
                 Event::Failed(refusal) => format!("{id} {}", refusal.code.as_str()),
             },
         };
-        self.core.take_actions().into_iter().map(say).collect()
+        // Places have a test of their own.
+        let is_place =
+            |action: &Action| matches!(action, Action::Deliver { event: Event::Queued { .. }, .. });
+        self.core.take_actions().into_iter().filter(|a| !is_place(a)).map(say).collect()
     }
 }
 
@@ -214,7 +224,7 @@ fn the_queue_has_a_limit_and_a_free_slot_is_no_waiting() {
         let mut bench = Bench::ready(limit, slots);
         // Half of them still being checked: those count as well.
         for n in 0..taken {
-            let check = bench.core.submit(submission("a"), bench.now);
+            let check = bench.core.submit(submission(&n.to_string()), bench.now);
             if n % 2 == 0 {
                 bench.check(check);
             }
@@ -388,28 +398,60 @@ fn after_a_death_the_answer_goes_on_where_it_was() {
     bench.engine(started(2));
     bench.pass(SECOND);
     bench.frame(FromEngine::Ready(model(2)));
-    let seeds = [
-        format!("start {first} seed 1001 resume [5, 6]"),
-        format!("start {second} seed 1002 resume []"),
-    ];
-    assert_eq!(bench.did(), seeds);
+    // One of the two may have killed it: each runs alone now.
+    assert_eq!(bench.did(), [format!("start {first} seed 1001 resume [5, 6]")]);
     // It is read again, which its asker need not know; then it goes on.
     bench.event(first, Event::Prefill { done: 12, total: 12 });
     bench.event(first, delta(7));
     assert_eq!(bench.did(), [format!("{first} <7>")]);
     bench.pass(SECOND);
     bench.event(first, finish(SECOND, SECOND, 3));
-    let actions = bench.core.take_actions();
-    let Some(Action::Deliver { event: Event::Finished(finish), .. }) = actions.first() else {
+    let mut actions = bench.core.take_actions();
+    actions.retain(|a| !matches!(a, Action::Deliver { event: Event::Queued { .. }, .. }));
+    let Some(Action::Deliver { event: Event::Finished(whole), .. }) = actions.first() else {
         panic!("{actions:?}")
     };
     // One second of decoding by the dead engine; one second of waiting for the next.
-    assert_eq!(finish.timings, Timings { queue: SECOND, prefill: SECOND, decode: 2 * SECOND });
-    assert_eq!(finish.seed, 1001);
+    assert_eq!(whole.timings, Timings { queue: SECOND, prefill: SECOND, decode: 2 * SECOND });
+    assert_eq!(whole.seed, 1001);
     assert_eq!(bench.core.status().counters.engine_restarts, 1);
-    // Those who had not run wait as before.
-    assert!(matches!(&actions[1], Action::Send(ToEngine::Start { id, .. }) if *id == urgent));
-    assert!(bench.core.prompts.contains_key(&third));
+    assert!(matches!(&actions[1], Action::Send(ToEngine::Start { id, .. }) if *id == second));
+    // Those who had not run wait as before, and run side by side.
+    bench.event(second, finish(SECOND, SECOND, 3));
+    let starts = [
+        format!("{second} finished"),
+        format!("start {urgent} seed 1004 resume []"),
+        format!("start {third} seed 1003 resume []"),
+    ];
+    assert_eq!(bench.did(), starts);
+}
+
+#[test]
+fn of_those_who_ran_together_only_the_guilty_one_fails() {
+    let mut bench = Bench::ready(8, 4);
+    let ids: Vec<PromptId> =
+        ["a", "b", "poison", "d", "e"].map(|who| bench.accept(submission(who))).into();
+    let poison = ids[2];
+    let mut running: Vec<PromptId> = ids[..4].to_vec();
+    let mut ended = Vec::new();
+    for turn in 0..20 {
+        bench.core.take_actions();
+        if running.contains(&poison) {
+            bench.engine(died(Some(SECOND)));
+            bench.engine(started(turn));
+            bench.frame(FromEngine::Ready(model(4)));
+        } else if let Some(id) = running.first() {
+            bench.event(*id, finish(SECOND, SECOND, 1));
+        }
+        for did in bench.did() {
+            if let Some((id, how)) = did.split_once(' ').filter(|(id, _)| id.starts_with('p')) {
+                ended.push(format!("{id} {how}"));
+            }
+        }
+        running.clone_from(&bench.core.running);
+    }
+    let expected = ["p0 finished", "p1 finished", "p2 model_failed", "p3 finished", "p4 finished"];
+    assert_eq!(ended, expected);
 }
 
 #[test]

@@ -5,13 +5,12 @@ use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use promptd::mqtt::{BrokerUrl, Config, ConfigError, Facts, serve};
 use promptd::request::Submission;
 use promptd::scheduler::scripted::{Call, Events, Script, Verdict, scripted};
-use promptd::wire::{Limits, Profiles};
+use promptd::wire::{Limits, Policies, Profiles};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event as Polled, MqttOptions};
@@ -313,7 +312,12 @@ impl Board {
     pub(crate) fn with(config: Config, limits: Limits) -> Board {
         let (scheduler, script) = scripted(ready());
         let profiles: Profiles = toml::from_str("[lights]\nchoices = [\"on\", \"off\"]\n").unwrap();
-        let facts = Facts { version: "1.2.3".to_owned(), profiles: Arc::new(profiles), limits };
+        let facts = Facts {
+            version: "1.2.3".to_owned(),
+            policies: Policies::fixed(profiles),
+            control: None,
+            limits,
+        };
         let (stop, stopped) = watch::channel(false);
         let door = tokio::spawn(serve(config, scheduler, facts, stopped));
         Board { script, stop, door }

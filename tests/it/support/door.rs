@@ -9,7 +9,7 @@ use promptd::request::{Event, Finish, FinishReason, Submission, Timings, Usage};
 use promptd::scheduler::scripted::{Call, Events, Script, Verdict, scripted};
 use promptd::scheduler::{State, Status};
 use promptd::socket::{App, Patience, bind, serve, serve_lines};
-use promptd::wire::{Limits, Profiles};
+use promptd::wire::{Limits, Policies, Profiles};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -47,7 +47,7 @@ impl Door {
         let (scheduler, script) = scripted(ready());
         let profiles: Profiles =
             toml::from_str("[lights]\nschema = '{\"type\":\"object\"}'\n").unwrap();
-        let app = App::new(scheduler, Arc::new(profiles), limits, Some("node7".to_owned()))
+        let app = App::new(scheduler, Policies::fixed(profiles), limits, Some("node7".to_owned()))
             .with_patience(patience);
         let bound = bind(&path, 0o600).unwrap();
         let (stop, stopped) = oneshot::channel::<()>();

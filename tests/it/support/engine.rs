@@ -1,11 +1,11 @@
 //! An engine that moves only when the test says so: the other ends of the scheduler's port.
 
-use promptd::engine::client::{EngineEvent, EnginePort};
+use promptd::engine::client::{EngineEvent, EnginePort, Wanted};
 use promptd::engine::frames::{CheckedPrompt, FromEngine, ModelInfo, ToEngine};
 use promptd::engine::{Death, DeathReport, Phase};
 use promptd::request::{Event, PromptId, Request};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::words;
 
@@ -14,6 +14,8 @@ pub(crate) struct ScriptedEngine {
     events: mpsc::Sender<EngineEvent>,
     orders: Option<mpsc::Receiver<ToEngine>>,
     pid: u32,
+    /// What the scheduler wants of the supervisor.
+    pub(crate) wanted: watch::Receiver<Wanted>,
 }
 
 /// A prompt that the scheduler started.
@@ -29,7 +31,8 @@ impl ScriptedEngine {
     /// No engine runs yet.
     pub(crate) fn new() -> (ScriptedEngine, EnginePort) {
         let (events, received) = mpsc::channel(1);
-        (ScriptedEngine { events, orders: None, pid: 100 }, EnginePort::new(received))
+        let (port, wanted) = EnginePort::new(received, words::load());
+        (ScriptedEngine { events, orders: None, pid: 100, wanted }, port)
     }
 
     /// An engine starts, and its model is ready at once.
@@ -49,6 +52,12 @@ impl ScriptedEngine {
         self.emit(EngineEvent::Died { report, restart_in: Some(Duration::from_millis(100)) }).await;
     }
 
+    /// The engine ends because the scheduler wants that.
+    pub(crate) async fn end(&mut self) {
+        self.orders = None;
+        self.emit(EngineEvent::Ended).await;
+    }
+
     /// Sends a frame.
     pub(crate) async fn say(&mut self, frame: FromEngine) {
         self.emit(EngineEvent::Frame(frame)).await;
@@ -64,6 +73,11 @@ impl ScriptedEngine {
         let orders = self.orders.as_mut().expect("an engine runs");
         let wait = tokio::time::timeout(Duration::from_secs(3600), orders.recv());
         wait.await.expect("an order comes").expect("the scheduler is there")
+    }
+
+    /// The next order; `None` when the scheduler is gone.
+    pub(crate) async fn try_order(&mut self) -> Option<ToEngine> {
+        self.orders.as_mut()?.recv().await
     }
 
     /// Whether no order waits, after everybody else had time to act.

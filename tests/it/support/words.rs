@@ -2,7 +2,7 @@
 
 use promptd::engine::frames::{LoadRequest, ModelInfo, VERSION};
 use promptd::request::{
-    Constraint, Event, Finish, FinishReason, Identity, Input, Priority, Request, Sampling,
+    Constraint, Event, Finish, FinishReason, Identity, Input, Priority, Quota, Request, Sampling,
     Submission, Timings, Usage,
 };
 
@@ -21,7 +21,14 @@ pub(crate) fn request(text: &str) -> Request {
 /// The same text from somebody of that name.
 pub(crate) fn submission(who: &str, text: &str) -> Submission {
     let identity = Identity(who.to_owned());
-    Submission { request: request(text), identity, priority: Priority::Normal, timeout: None }
+    Submission {
+        request: request(text),
+        identity,
+        priority: Priority::Normal,
+        timeout: None,
+        quota: Quota::default(),
+        session: None,
+    }
 }
 
 /// A model with that many slots.

@@ -1,5 +1,7 @@
 //! The wiring of `promptd serve`: the order in which the rooms are born, how they are told to end, and what is left when they have.
 
+mod reload;
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,11 +11,12 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use self::reload::{Reload, first_line};
+use crate::control::{Control, ReloadRequest};
 use crate::engine::client::{self, SpawnConfig};
-use crate::engine::frames::{LoadRequest, VERSION};
 use crate::mqtt;
 use crate::scheduler::{self, Scheduler, State, Status};
 use crate::settings::{self, LogFormat, Settings};
@@ -23,6 +26,9 @@ use crate::wire;
 
 /// After the last answer is known, the doors get this long to hand it over before they are closed on it.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Requests to read the configuration again that wait for the one that is being done.
+const RELOADS: usize = 4;
 
 /// Why `promptd serve` could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -62,17 +68,25 @@ impl DaemonError {
 /// # Errors
 /// [`DaemonError`]: what has to be there before the doors can open is not. Whatever happens later (an engine that dies, a
 /// broker that is gone, a model that cannot be loaded) is reported by the open doors instead.
-pub fn run(settings: &Settings, surroundings: Surroundings) -> Result<(), DaemonError> {
-    let plan = Plan::new(settings, surroundings)?;
+pub fn run(
+    settings: &Settings,
+    surroundings: Surroundings,
+    reread: Box<Reread>,
+) -> Result<(), DaemonError> {
+    let plan = Plan::new(settings, surroundings.clone())?;
+    let reload = Reload::new(settings.clone(), surroundings, plan.limits.clone(), reread);
     let _state = settings.state.dir.as_deref().map(lock_state).transpose()?;
     // One thread: the service moves bytes, and the board's cores belong to the model.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(DaemonError::System)?;
-    let served = runtime.block_on(serve(plan));
+    let served = runtime.block_on(serve(plan, reload));
     // A blocking call that hangs (a name look-up) must not keep the process alive.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
 }
+
+/// Reads the settings again from where they came from; an error is one line.
+pub type Reread = dyn Fn() -> Result<Settings, String>;
 
 /// What the process was started with.
 #[derive(Clone, Debug)]
@@ -89,7 +103,8 @@ struct Plan {
     scheduler: scheduler::Config,
     sockets: socket::Config,
     mqtt: Option<mqtt::Config>,
-    profiles: Arc<wire::Profiles>,
+    policy: wire::Policy,
+    mqtt_admin: bool,
     limits: wire::Limits,
     node: String,
     grace: Duration,
@@ -102,19 +117,8 @@ impl Plan {
             payload_bytes: usize::try_from(settings.limits.payload_bytes).unwrap_or(usize::MAX),
             ..wire::Limits::default()
         };
-        let profiles = wire::Profiles(settings.profiles.clone());
-        profiles.check(&limits).map_err(|(name, refusal)| {
-            let key = refusal.param.as_deref().unwrap_or_default();
-            DaemonError::Settings(format!("`profiles.{name}.{key}`: {}", refusal.message))
-        })?;
-        let load = LoadRequest {
-            version: VERSION,
-            model: settings.model.path.clone(),
-            library: library(settings, &program, &environment),
-            threads: settings.runtime.threads,
-            slots: settings.model.slots,
-            context: settings.model.context,
-        };
+        let policy = reload::policy(settings, &limits)?;
+        let load = reload::load_request(settings, &program, &environment);
         let sockets = settings.socket.clone().unwrap_or_default();
         let node =
             settings.mqtt.as_ref().and_then(|mqtt| mqtt.node.clone()).unwrap_or_else(host_name);
@@ -125,14 +129,15 @@ impl Plan {
         }
         Ok(Plan {
             engine,
-            scheduler: scheduler::Config { queue_limit: settings.queue.limit.into() },
+            scheduler: reload::scheduler_config(settings),
             sockets: socket::Config {
                 path: sockets.path,
                 lines_path: sockets.lines_path,
                 ..Default::default()
             },
             mqtt: settings.mqtt.as_ref().map(|mqtt| mqtt_config(mqtt, &node)).transpose()?,
-            profiles: Arc::new(profiles),
+            policy,
+            mqtt_admin: settings.mqtt.as_ref().is_some_and(|mqtt| mqtt.admin),
             limits,
             node,
             grace: Duration::from_secs(settings.shutdown.grace_seconds.into()),
@@ -140,9 +145,10 @@ impl Plan {
     }
 }
 
-async fn serve(plan: Plan) -> Result<(), DaemonError> {
+async fn serve(plan: Plan, mut reload: Reload) -> Result<(), DaemonError> {
     let manager = ServiceManager::from_environment();
     let mut signals = Signals::new().map_err(DaemonError::System)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::System)?;
     let bind = |path: &Option<PathBuf>| {
         path.as_deref().map(|path| socket::bind(path, plan.sockets.mode)).transpose()
     };
@@ -152,13 +158,12 @@ async fn serve(plan: Plan) -> Result<(), DaemonError> {
     let (scheduler, actor) = Scheduler::start(plan.scheduler, port);
     let (stop, stopping) = watch::channel(false);
     let (leave, leaving) = watch::channel(false);
-    let app = App::new(
-        scheduler.clone(),
-        Arc::clone(&plan.profiles),
-        plan.limits.clone(),
-        Some(plan.node.clone()),
-    );
-    let app = Arc::new(app);
+    let (policy, policies) = wire::Policies::new(plan.policy);
+    let (ask_reload, mut reloads) = mpsc::channel(RELOADS);
+    let control = Control::new(scheduler.clone(), ask_reload);
+    let app =
+        App::new(scheduler.clone(), policies.clone(), plan.limits.clone(), Some(plan.node.clone()));
+    let app = Arc::new(app.with_control(control.clone()));
     let (mut sockets, mut broker) = (JoinSet::new(), JoinSet::new());
     if let Some(bound) = http {
         sockets.spawn(socket::serve(bound, Arc::clone(&app), told(stopping.clone())));
@@ -171,7 +176,8 @@ async fn serve(plan: Plan) -> Result<(), DaemonError> {
     if let Some(config) = plan.mqtt {
         let facts = mqtt::Facts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            profiles: plan.profiles,
+            policies,
+            control: plan.mqtt_admin.then_some(control),
             limits: plan.limits,
         };
         let door = mqtt::serve(config, scheduler.clone(), facts, leaving);
@@ -184,7 +190,15 @@ async fn serve(plan: Plan) -> Result<(), DaemonError> {
     manager.ready(&sentence(&scheduler.status().borrow()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = plan.node, "the doors are open");
 
-    watch_over(manager, scheduler.status(), &mut signals).await;
+    let operator = Operator {
+        hangup: &mut hangup,
+        reload: &mut reload,
+        reloads: &mut reloads,
+        policy: &policy,
+    };
+    watch_over(manager, &scheduler, &mut signals, operator).await;
+    // Who asks for it from now on is told that promptd stops.
+    drop(reloads);
     manager.stopping(plan.grace + 3 * FAREWELL);
     tracing::info!(grace_seconds = plan.grace.as_secs(), "stopping: accepted prompts may end");
     scheduler.drain().await;
@@ -209,9 +223,12 @@ async fn serve(plan: Plan) -> Result<(), DaemonError> {
 /// Tells the service manager how things are until somebody wants the service to end.
 async fn watch_over(
     manager: ServiceManager,
-    mut status: watch::Receiver<Status>,
+    scheduler: &Scheduler,
     signals: &mut Signals,
+    operator: Operator<'_>,
 ) {
+    let Operator { hangup, reload, reloads, policy } = operator;
+    let mut status = scheduler.status();
     // Without a watchdog nobody listens: any long time will do.
     let beat = manager.watchdog_interval().unwrap_or(Duration::from_secs(3600));
     let mut beats = tokio::time::interval(beat);
@@ -219,6 +236,15 @@ async fn watch_over(
     loop {
         tokio::select! {
             () = signals.next() => return,
+            _ = hangup.recv() => {
+                manager.reloading();
+                // What is wrong is in the log and in the status.
+                let _ = reload.now(scheduler, policy).await;
+                manager.ready(&sentence(&status.borrow()));
+            }
+            Some(answer) = reloads.recv() => {
+                let _ = answer.send(reload.now(scheduler, policy).await);
+            }
             _ = beats.tick() => manager.alive(),
             changed = status.changed() => {
                 if changed.is_err() {
@@ -294,7 +320,7 @@ fn announce(status: &Status) {
         }
         State::ModelFailed(refusal) => tracing::error!("{}", refusal.message),
         State::Loading(stage) => tracing::debug!(stage = stage.as_str(), "loading"),
-        State::Draining => {}
+        State::Unloaded | State::Draining => {}
     }
 }
 
@@ -306,9 +332,18 @@ fn sentence(status: &Status) -> String {
             let name = status.model.as_ref().map_or("", |model| model.name.as_str());
             format!("answering with {name}")
         }
+        State::Unloaded => "no model is loaded; the next prompt loads it".to_owned(),
         State::ModelFailed(refusal) => format!("no model: {}", refusal.message),
         State::Draining => "stopping".to_owned(),
     }
+}
+
+/// What an operator may want while the service runs.
+struct Operator<'a> {
+    hangup: &'a mut Signal,
+    reload: &'a mut Reload,
+    reloads: &'a mut mpsc::Receiver<ReloadRequest>,
+    policy: &'a watch::Sender<Arc<wire::Policy>>,
 }
 
 /// SIGTERM and Ctrl-C.
@@ -347,26 +382,6 @@ fn lock_state(path: &Path) -> Result<File, DaemonError> {
     }
 }
 
-/// The library as the settings, the environment or the search path name it. Where none is found the engine is given the
-/// place that `make build` or a package puts it, so that it is taken as soon as it is there.
-fn library(settings: &Settings, program: &Path, environment: &[(OsString, OsString)]) -> PathBuf {
-    let variable =
-        environment.iter().find(|(name, _)| name == "ORT_DYLIB_PATH").map(|(_, value)| value);
-    let configured = settings.runtime.library.as_deref();
-    let located =
-        settings::find_library(configured, variable.and_then(|value| value.to_str()), program);
-    match located {
-        Ok(located) => {
-            tracing::debug!(library = %located.path.display(), chosen_by = located.chosen_by, "libonnxruntime");
-            located.path
-        }
-        Err(message) => {
-            tracing::warn!("{message}");
-            settings::expected_library(program)
-        }
-    }
-}
-
 /// The MQTT door's configuration: address, names and password.
 fn mqtt_config(mqtt: &settings::Mqtt, node: &str) -> Result<mqtt::Config, DaemonError> {
     let wrong = |key: &str, error: &dyn std::fmt::Display| {
@@ -386,13 +401,6 @@ fn mqtt_config(mqtt: &settings::Mqtt, node: &str) -> Result<mqtt::Config, Daemon
     };
     config.check().map_err(|error| DaemonError::Settings(format!("`mqtt`: {error}")))?;
     Ok(config)
-}
-
-/// The first line of a file, as editors leave a line end behind a password.
-fn first_line(path: &Path) -> Result<String, String> {
-    let text =
-        std::fs::read_to_string(path).map_err(|error| format!("`{}`: {error}", path.display()))?;
-    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 /// The board's name for topics: the host name's first label, in lower case, with what no topic level may have left out.

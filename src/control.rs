@@ -1,0 +1,89 @@
+//! What an operator may ask of a running promptd at either door: load, unload, reload.
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::request::{Code, Refusal};
+use crate::scheduler::Scheduler;
+
+/// What can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Load the model; try again if it could not be loaded.
+    Load,
+    /// Take the model out of memory.
+    Unload,
+    /// Read the configuration again, as SIGHUP does.
+    Reload,
+}
+
+/// All operations, with the names under which the doors know them.
+pub const OPERATIONS: [(&str, Operation); 3] =
+    [("load", Operation::Load), ("unload", Operation::Unload), ("reload", Operation::Reload)];
+
+impl Operation {
+    /// The operation of this name.
+    ///
+    /// # Errors
+    /// `not_found`, with the names there are.
+    pub fn by_name(name: &str) -> Result<Operation, Refusal> {
+        let found = OPERATIONS.iter().find(|(known, _)| *known == name);
+        found.map(|(_, operation)| *operation).ok_or_else(|| {
+            let names = OPERATIONS.map(|(name, _)| name).join(", ");
+            Refusal::new(Code::NotFound, format!("there is no such operation; there are: {names}"))
+        })
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        OPERATIONS.iter().find(|(_, known)| *known == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// Somebody asks for the configuration to be read again, and waits for the outcome.
+pub type ReloadRequest = oneshot::Sender<Result<(), Refusal>>;
+
+/// The way to those who can do it; clones mean the same ones.
+#[derive(Clone, Debug)]
+pub struct Control {
+    scheduler: Scheduler,
+    reload: mpsc::Sender<ReloadRequest>,
+}
+
+impl Control {
+    /// `reload` leads to whoever reads the configuration.
+    pub fn new(scheduler: Scheduler, reload: mpsc::Sender<ReloadRequest>) -> Self {
+        Control { scheduler, reload }
+    }
+
+    /// Does it, and returns when it is done. Dropping the future leaves a load going on.
+    ///
+    /// # Errors
+    /// What each cannot do: `model_failed`, `busy`, `bad_request` for a configuration that is wrong.
+    pub async fn run(&self, operation: Operation) -> Result<(), Refusal> {
+        match operation {
+            Operation::Load => self.scheduler.load().await,
+            Operation::Unload => self.scheduler.unload().await,
+            Operation::Reload => {
+                let (reply, answer) = oneshot::channel();
+                let gone =
+                    || Refusal::new(Code::Busy, "promptd is stopping and reads no configuration");
+                self.reload.send(reply).await.map_err(|_| gone())?;
+                answer.await.map_err(|_| gone())?
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for (name, operation) in OPERATIONS {
+            assert_eq!((Operation::by_name(name), operation.name()), (Ok(operation), name));
+        }
+        let refusal = Operation::by_name("halt").unwrap_err();
+        assert!(refusal.message.ends_with("load, unload, reload"), "{refusal}");
+    }
+}

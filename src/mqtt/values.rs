@@ -1,0 +1,65 @@
+//! The topics that the door listens to besides prompts: values for profiles, and operators' requests. That the broker
+//! refuses one of them is the operator's to know and no reason to leave.
+
+use std::collections::BTreeSet;
+
+use tracing::{error, warn};
+
+use super::door::Door;
+
+impl Door {
+    /// A new policy: other profiles, other topics.
+    pub(super) fn policy_changed(&mut self) {
+        self.status_dirty = true;
+        // The status may be the same; the info is not.
+        self.status_last = None;
+        self.follow_values();
+    }
+
+    /// The connection is up and prompts come: listens to the rest.
+    pub(super) fn listen_besides(&mut self) {
+        self.followed.clear();
+        self.follow_values();
+        let Some(connection) = self.connection.as_ref().filter(|_| self.facts.control.is_some())
+        else {
+            return;
+        };
+        if connection.client.subscribe(&[self.topics.requests()]).is_err() {
+            error!("the MQTT library took no subscription on a new connection; this is a bug");
+        }
+    }
+
+    /// The broker answered a subscription besides.
+    pub(super) fn listens_besides(&mut self, result: Result<(), String>) {
+        if let Err(reason) = result {
+            let topics: Vec<&str> = self.followed.iter().map(String::as_str).collect();
+            let (requests, topics) = (self.facts.control.is_some(), topics.join(", "));
+            warn!(
+                reason,
+                topics,
+                requests,
+                "the broker does not let promptd listen to all topics of `context_topics`, or to `request/…`; its access \
+                 rules have to allow this user these topics"
+            );
+        }
+    }
+
+    /// Asks for the topics that no connection has asked for yet. Those that no profile names any more are not worth a word
+    /// to the broker: their values are not kept, and the next connection does not ask for them.
+    fn follow_values(&mut self) {
+        let wanted = self.facts.policies.current().profiles.context_topics();
+        self.facts.policies.readings().follow(&wanted);
+        let Some(connection) = self.connection.as_ref().filter(|c| c.subscribed) else { return };
+        let new: Vec<String> = wanted.difference(&self.followed).cloned().collect();
+        if new.is_empty() {
+            return;
+        }
+        if connection.client.follow(&new).is_ok() {
+            self.followed = wanted.union(&self.followed).cloned().collect::<BTreeSet<_>>();
+        } else {
+            warn!(
+                "the MQTT library is too busy to listen to new `context_topics`; the next connection does"
+            );
+        }
+    }
+}

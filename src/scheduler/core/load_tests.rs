@@ -1,0 +1,169 @@
+//! Tests of loading on demand, unloading and replacing the model.
+
+use super::tests::{Bench, SECOND, died, finish, model, started, submission};
+use super::*;
+use crate::engine::client::EngineEvent;
+use crate::engine::frames::FromEngine;
+
+fn keeping(seconds: u32) -> Bench {
+    let mut bench = Bench::ready(4, 1);
+    let config = Config { keep_loaded: Some(SECOND * seconds), ..bench.core.config.clone() };
+    bench.core.configure(config, None, false, bench.now);
+    bench.core.take_actions();
+    bench
+}
+
+fn other_model() -> LoadRequest {
+    let (model, library) = ("/other".into(), "/lib/ort.so".into());
+    LoadRequest { version: 0, model, library, threads: 0, slots: 1, context: 0 }
+}
+
+/// The engine that is there ends, the next one starts and is ready.
+fn next_engine(bench: &mut Bench, pid: u32) {
+    bench.engine(EngineEvent::Ended);
+    bench.engine(started(pid));
+    bench.frame(FromEngine::Ready(model(1)));
+}
+
+#[test]
+fn a_model_that_nobody_needs_is_unloaded_and_the_next_prompt_loads_it() {
+    let mut bench = keeping(60);
+    bench.pass(59 * SECOND);
+    let id = bench.accept(submission("a"));
+    bench.pass(300 * SECOND);
+    assert_eq!(bench.core.status().state, State::Ready, "a long answer is work");
+    bench.event(id, finish(SECOND, SECOND, 1));
+    bench.did();
+    assert_eq!(bench.core.next_deadline().map(|at| at <= bench.now + 60 * SECOND), Some(true));
+    bench.pass(59 * SECOND);
+    assert_eq!(bench.did(), [""; 0]);
+    bench.pass(SECOND);
+    assert_eq!(bench.did(), ["Unload"]);
+    assert_eq!(bench.core.status().state, State::Unloaded);
+    bench.engine(EngineEvent::Ended);
+    assert_eq!((bench.core.status().engine_pid, bench.core.next_deadline()), (None, None));
+
+    // Two come; the load is asked for once, and both wait for it however long it takes.
+    let first = bench.core.submit(submission("a"), bench.now);
+    let second = bench.core.submit(submission("b"), bench.now);
+    assert_eq!(bench.did(), ["Load"]);
+    assert!(matches!(bench.core.status().state, State::Loading(_)));
+    bench.engine(started(2));
+    bench.pass(CHECK_LIMIT * 3);
+    assert_eq!(bench.did(), [""; 0]);
+    bench.frame(FromEngine::Ready(model(1)));
+    assert_eq!(bench.did(), [format!("check {first}"), format!("check {second}")]);
+    bench.check(first);
+    assert_eq!(bench.did(), ["accept p1", "start p1 seed 1002 resume []"]);
+}
+
+#[test]
+fn what_waits_for_a_load_has_its_deadline() {
+    let mut bench = keeping(60);
+    bench.core.unload(bench.now).unwrap();
+    bench.engine(EngineEvent::Ended);
+    // The last load took three seconds.
+    let hasty = |timeout| Submission { timeout: Some(timeout), ..submission("a") };
+    let refusal = bench.refused(hasty(SECOND));
+    assert_eq!((refusal.code, refusal.retry_after), (Code::WouldMissDeadline, Some(3 * SECOND)));
+    assert_eq!(bench.core.status().state, State::Unloaded, "nothing is loaded for a refusal");
+    let check = bench.core.submit(hasty(3 * SECOND), bench.now);
+    bench.did();
+    bench.pass(3 * SECOND);
+    assert_eq!(bench.did(), [format!("refuse {check} timeout")]);
+}
+
+#[test]
+fn a_load_on_demand_that_fails_says_so_to_all_who_wait() {
+    let mut bench = keeping(60);
+    bench.core.unload(bench.now).unwrap();
+    bench.engine(EngineEvent::Ended);
+    let check = bench.core.submit(submission("a"), bench.now);
+    bench.engine(started(2));
+    bench.core.take_actions();
+    bench.engine(died(Some(SECOND)));
+    bench.engine(started(3));
+    assert_eq!(bench.did(), [""; 0], "one death is a pause");
+    bench.frame(FromEngine::LoadFailed(Refusal::new(Code::ModelFailed, "no such file")));
+    assert_eq!(bench.did(), [format!("refuse {check} model_failed")]);
+    assert_eq!(bench.refused(submission("a")).message, "no such file");
+}
+
+#[test]
+fn what_is_in_use_is_not_unloaded() {
+    let mut bench = Bench::ready(4, 1);
+    let id = bench.accept(submission("a"));
+    let refusal = bench.core.unload(bench.now).unwrap_err();
+    assert_eq!(refusal.code, Code::Busy);
+    assert!(refusal.message.starts_with("1 prompts are in work"), "{refusal}");
+    bench.event(id, finish(SECOND, SECOND, 1));
+    bench.did();
+    bench.core.unload(bench.now).unwrap();
+    assert_eq!(bench.did(), ["Unload"]);
+    bench.core.load(bench.now);
+    bench.core.load(bench.now);
+    assert_eq!(bench.did(), ["Load"], "once is enough");
+}
+
+#[test]
+fn another_model_waits_for_the_answers_of_the_old_one() {
+    let mut bench = Bench::ready(4, 1);
+    let (running, waiting) = (bench.accept(submission("a")), bench.accept(submission("b")));
+    let asked = bench.core.submit(submission("c"), bench.now);
+    bench.did();
+    let config = bench.core.config.clone();
+    bench.core.configure(config, Some(Box::new(other_model())), true, bench.now);
+    assert_eq!(bench.did(), [""; 0]);
+    let held = bench.core.submit(submission("d"), bench.now);
+    bench.event(running, finish(SECOND, SECOND, 1));
+    let did = bench.did();
+    assert_eq!(did[0], format!("{running} finished"));
+    assert!(did.len() == 2 && did[1].starts_with("Replace(Some("), "{did:?}");
+    next_engine(&mut bench, 2);
+    let expected = [
+        format!("check {asked}"),
+        format!("check {held}"),
+        format!("start {waiting} seed 1002 resume []"),
+    ];
+    assert_eq!(bench.did(), expected);
+}
+
+#[test]
+fn a_mended_model_is_loaded_on_request_and_on_reload() {
+    for by_reload in [false, true] {
+        let mut bench = Bench::new(4);
+        for pid in 1..=3 {
+            bench.engine(started(pid));
+            bench.engine(died(Some(30 * SECOND)));
+        }
+        assert!(matches!(bench.core.status().state, State::ModelFailed(_)));
+        bench.did();
+        if by_reload {
+            let config = bench.core.config.clone();
+            bench.core.configure(config, None, true, bench.now);
+            assert_eq!(bench.did(), ["Replace(None)"]);
+        } else {
+            bench.core.load(bench.now);
+            assert_eq!(bench.did(), ["Load"]);
+        }
+        assert!(matches!(bench.core.status().state, State::Loading(_)));
+        // It has as many attempts as the first time.
+        bench.engine(started(4));
+        bench.engine(died(Some(SECOND)));
+        assert!(matches!(bench.core.status().state, State::Loading(_)));
+        bench.engine(started(5));
+        bench.frame(FromEngine::Ready(model(1)));
+        assert_eq!(bench.core.status().state, State::Ready);
+    }
+}
+
+#[test]
+fn a_reload_that_changes_nothing_disturbs_nobody() {
+    let mut bench = Bench::ready(4, 1);
+    let id = bench.accept(submission("a"));
+    bench.did();
+    let config = Config { queue_limit: 9, ..bench.core.config.clone() };
+    bench.core.configure(config, None, true, bench.now);
+    assert_eq!(bench.did(), [""; 0]);
+    assert_eq!((bench.core.status().queue_limit, bench.core.running.as_slice()), (9, &[id][..]));
+}
