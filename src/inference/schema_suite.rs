@@ -277,6 +277,20 @@ fn forms_cost_little_beside_a_step() {
     }
 }
 
+/// A form that nobody knows how to end does not make each token as dear as all that were tried.
+#[test]
+fn a_form_without_a_short_ending_costs_no_more() {
+    let grammars = grammars();
+    let form = Constraint::Regex("[ab]{3000}c".into());
+    let mut form = grammars.compile(&form).unwrap().unwrap();
+    let (a, begun) = (u32::from(b'a') + 3, Instant::now());
+    for taken in 0..2000 {
+        assert_eq!(form.admit(a, taken, 4000 - taken - 1).unwrap(), Admission::Taken);
+    }
+    println!("{:?}", begun.elapsed() / 2000);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
 /// Whatever a model wants and however few tokens it has: what comes is JSON, or not called complete.
 #[test]
 fn answers_by_chance_are_json() {
@@ -301,7 +315,9 @@ fn answers_by_chance_are_json() {
                 let mut took = vec![token];
                 if let Admission::End(ending) = form.admit(token, taken, most - taken - 1).unwrap()
                 {
-                    ending.iter().for_each(|token| form.take(*token).unwrap());
+                    for token in &ending {
+                        form.take(*token).unwrap();
+                    }
                     (took, taken) = (ending, most);
                 }
                 taken += 1;
