@@ -87,7 +87,11 @@ impl Form {
             self.next_look = taken.saturating_add(1 + room / 4);
             return Ok(Admission::Taken);
         }
-        self.next_look = taken.saturating_add(1);
+        // None that could be found: looking again at each token would cost more than the model does.
+        self.next_look = taken.saturating_add(1 + left / 4);
+        if left > most {
+            return Ok(Admission::Taken);
+        }
         // Back to where the ending was known to fit, or is looked for the first time.
         self.matcher.rollback(1).map_err(|error| failed(&error))?;
         let after = std::mem::replace(&mut self.inside, before);

@@ -276,3 +276,65 @@ fn forms_cost_little_beside_a_step() {
         assert!(admissions / chosen < Duration::from_micros(2500), "{:?}", admissions / chosen);
     }
 }
+
+/// A form that nobody knows how to end does not make each token as dear as all that were tried.
+#[test]
+fn a_form_without_a_short_ending_costs_no_more() {
+    let grammars = grammars();
+    let form = Constraint::Regex("[ab]{3000}c".into());
+    let mut form = grammars.compile(&form).unwrap().unwrap();
+    let (a, begun) = (u32::from(b'a') + 3, Instant::now());
+    for taken in 0..2000 {
+        assert_eq!(form.admit(a, taken, 4000 - taken - 1).unwrap(), Admission::Taken);
+    }
+    println!("{:?}", begun.elapsed() / 2000);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+/// Whatever a model wants and however few tokens it has: what comes is JSON, or not called complete.
+#[test]
+fn answers_by_chance_are_json() {
+    let (tokenizer, grammars) = (tiny(), grammars());
+    let vocab = tokenizer.vocab_size();
+    let mut random = ChaCha8Rng::seed_from_u64(9);
+    let (mut complete, mut incomplete) = (0, 0);
+    for (file, group) in groups("draft2020-12").unwrap_or_default() {
+        let constraint = Constraint::JsonSchema(group["schema"].to_string());
+        for walk in 0..3 {
+            let Ok(Some(mut form)) = grammars.compile(&constraint) else { break };
+            let (mut text, mut taken, most) = (Vec::new(), 0, 12 + walk * 20);
+            while !form.is_over() && taken < most {
+                let mask = form.mask().unwrap();
+                let allowed: Vec<u32> =
+                    (0..).take(vocab).filter(|id| is_allowed(&mask, *id)).collect();
+                let token = allowed[random.next_u32() as usize % allowed.len()];
+                // The end of the sequence.
+                if token == 2 {
+                    break;
+                }
+                let mut took = vec![token];
+                if let Admission::End(ending) = form.admit(token, taken, most - taken - 1).unwrap()
+                {
+                    for token in &ending {
+                        form.take(*token).unwrap();
+                    }
+                    (took, taken) = (ending, most);
+                }
+                taken += 1;
+                text.extend(took.iter().flat_map(|token| tokenizer.pieces().bytes(*token)));
+            }
+            if !form.is_complete() {
+                incomplete += 1;
+                continue;
+            }
+            complete += 1;
+            let text = String::from_utf8(text).unwrap();
+            let parsed = serde_json::from_str::<Value>(&text);
+            let wrong = parsed.err().filter(|error| !error.to_string().contains("out of range"));
+            assert!(wrong.is_none(), "{file} {}: {wrong:?}: {text}", group["schema"]);
+        }
+    }
+    println!("{complete} answers are JSON, {incomplete} had too few tokens for any");
+    // Few schemas of the suite ask for much.
+    assert!(incomplete * 20 <= complete, "{incomplete} {complete}");
+}

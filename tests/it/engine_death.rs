@@ -64,6 +64,25 @@ fn a_sampled_stream_survives_kill_9() {
     killed_in_mid_stream(&json!({"temperature": 1.0, "top_p": 0.95}));
 }
 
+/// What was delivered counts for the penalties, though another engine chose it.
+#[test]
+fn a_penalised_stream_survives_kill_9() {
+    let penalties = json!({"temperature": 0.8, "repetition_penalty": 1.1, "presence_penalty": 0.3,
+        "frequency_penalty": 0.2, "logit_bias": {"2": -100}});
+    killed_in_mid_stream(&penalties);
+}
+
+#[test]
+fn an_answer_in_a_form_survives_kill_9() {
+    let schema = json!({"type": "array", "minItems": 9, "items": {"type": "object",
+        "properties": {"device_in_the_house": {"type": "string", "maxLength": 12}, "on": {"type": "boolean"}},
+        "required": ["device_in_the_house", "on"], "additionalProperties": false}});
+    let format = json!({"type": "json_schema", "json_schema": {"schema": schema}});
+    killed_in_mid_stream(
+        &json!({"temperature": 0.7, "max_tokens": 450, "response_format": format}),
+    );
+}
+
 #[test]
 fn a_prompt_that_was_there_when_two_engines_died_is_given_up() {
     let service = Service::start(&Plan::demo()).ready();
