@@ -21,7 +21,7 @@ use super::states::STATUS_EVERY;
 use super::topic::Topics;
 use super::{Config, ConfigError, Facts};
 use crate::request::{Code, Refusal};
-use crate::scheduler::{Scheduler, Status};
+use crate::scheduler::{InSession, Scheduler, Status};
 
 /// Events between the connection and the door. Few, because a message may have a megabyte.
 const EVENTS: usize = 16;
@@ -108,6 +108,8 @@ pub(super) struct Prompt {
     pub(super) form: Form,
     pub(super) id: Option<String>,
     pub(super) is_json: bool,
+    /// The conversation that it continues.
+    pub(super) session: Option<InSession>,
     pub(super) stream: bool,
     /// The level in the topics of its stream: the asker's id, or promptd's number once there is one.
     pub(super) level: Option<String>,

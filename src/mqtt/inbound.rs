@@ -214,6 +214,7 @@ impl Door {
             form,
             id: asked.id,
             is_json,
+            session: None,
             stream: asked.stream,
             level,
             seq: 0,

@@ -145,6 +145,9 @@ async fn route(
             } else if let Some(name) = path.strip_prefix("/v1/models/") {
                 get()?;
                 model(app, name)
+            } else if let Some(name) = path.strip_prefix("/v1/sessions/") {
+                only(&method, &[Method::DELETE], "DELETE")?;
+                end_session(app, peer, bearer(request.headers()).as_deref(), name).await
             } else if let Some(id) = path.strip_prefix("/v1/requests/") {
                 only(&method, &[Method::DELETE], "DELETE")?;
                 cancel(app, peer, id).await
@@ -187,7 +190,8 @@ async fn complete(
     let ticket = app.scheduler.submit(asked.submission).await?;
     let entry = app.running.enter(ticket.id(), peer, api.prefix());
     let model = app.model().unwrap_or_else(|| "promptd".to_owned());
-    let head = Head { api, id: entry.public().to_owned(), created: unix_seconds(), model };
+    let session = ticket.session().cloned();
+    let head = Head { api, id: entry.public().to_owned(), created: unix_seconds(), model, session };
     if asked.stream {
         let stream = Stream::new(head, ticket, entry, asked.include_usage, app.patience.ping);
         return Ok(response(200, "text/event-stream", Reply::stream(stream)));
@@ -239,6 +243,23 @@ fn ready(app: &App) -> Response<Reply> {
     let status = status.borrow();
     let code = if matches!(status.state, State::Ready | State::Unloaded) { 200 } else { 503 };
     json_response(code, &status_object(&status))
+}
+
+/// Forgets a conversation of the one who asks.
+async fn end_session(
+    app: &App,
+    peer: &Peer,
+    key: Option<&str>,
+    encoded: &str,
+) -> Result<Response<Reply>, Fault> {
+    let name = decoded(encoded);
+    let client = app.policies.current().access.grant(peer.who(key)).identity;
+    if app.scheduler.end_session(client, name.clone()).await {
+        return Ok(json_response(200, &json!({"id": name, "object": "session", "deleted": true})));
+    }
+    Err(Refusal::new(Code::NotFound, "you have no session of this name")
+        .with_param("session")
+        .into())
 }
 
 async fn cancel(app: &App, peer: &Peer, public: &str) -> Result<Response<Reply>, Fault> {

@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::request::Finish;
-use crate::wire::{milliseconds, rounded};
+use crate::scheduler::InSession;
+use crate::wire::{milliseconds, rounded, session_fields};
 
 /// Which of the two APIs is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub(super) struct Head {
     pub(super) id: String,
     pub(super) created: u64,
     pub(super) model: String,
+    /// The conversation that it continues.
+    pub(super) session: Option<InSession>,
 }
 
 impl Head {
@@ -51,7 +54,7 @@ impl Head {
         };
         let mut whole = self.object(object, json!([choice]));
         whole.insert("usage".into(), usage(finish));
-        whole.insert("promptd".into(), extension(finish));
+        whole.insert("promptd".into(), self.extension(finish));
         Value::Object(whole)
     }
 
@@ -75,7 +78,7 @@ impl Head {
     pub(super) fn usage_chunk(&self, finish: &Finish) -> Map<String, Value> {
         let mut chunk = self.object(self.chunk_name(), json!([]));
         chunk.insert("usage".into(), usage(finish));
-        chunk.insert("promptd".into(), extension(finish));
+        chunk.insert("promptd".into(), self.extension(finish));
         chunk
     }
 
@@ -96,6 +99,18 @@ impl Head {
             Api::Chat => "chat.completion.chunk",
             Api::Completion => "text_completion",
         }
+    }
+
+    /// What promptd says beyond OpenAI's fields.
+    fn extension(&self, finish: &Finish) -> Value {
+        let tps = rounded(finish.timings.tokens_per_second(&finish.usage));
+        let mut object = json!({
+            "seed": finish.seed, "ms": milliseconds(finish), "tps": tps, "cached": finish.usage.cached,
+        });
+        if let (Some(object), Some(session)) = (object.as_object_mut(), &self.session) {
+            object.extend(session_fields(session));
+        }
+        object
     }
 
     fn object(&self, object: &str, choices: Value) -> Map<String, Value> {
@@ -122,10 +137,4 @@ fn usage(finish: &Finish) -> Value {
         "total_tokens": u64::from(usage.prompt) + u64::from(usage.completion),
         "prompt_tokens_details": {"cached_tokens": usage.cached},
     })
-}
-
-/// What promptd says beyond OpenAI's fields.
-fn extension(finish: &Finish) -> Value {
-    let tps = rounded(finish.timings.tokens_per_second(&finish.usage));
-    json!({"seed": finish.seed, "ms": milliseconds(finish), "tps": tps, "cached": finish.usage.cached})
 }
