@@ -8,6 +8,7 @@
 //! | [`request`] | the words: a prompt, an answer, a refusal |
 //! | [`inference`] | tokens in, tokens out: model folder, ONNX Runtime, KV cache, tokenizer, sampler, grammar |
 //! | [`engine`] | the seam between the two processes, and the child on its other side |
+//! | [`session`] | conversations kept for clients that cannot resend them |
 //! | [`scheduler`] | accepts, queues, starts and ends prompts; knows no topic and no tensor |
 //! | [`identity`] | who asks, and what they may |
 //! | [`control`] | what an operator may ask of a running promptd |
@@ -26,6 +27,7 @@ pub mod inference;
 pub mod mqtt;
 pub mod request;
 pub mod scheduler;
+pub mod session;
 pub mod settings;
 pub mod socket;
 pub mod systemd;

@@ -36,7 +36,8 @@ async fn show(socket: &Path, as_json: bool, world: &mut World<'_>) -> Result<u8,
         return Err(client.strange("/health/ready names no state".to_owned()));
     };
     let code = match state {
-        "ready" => exit::OK,
+        // A prompt that comes loads the model.
+        "ready" | "unloaded" => exit::OK,
         "model_failed" => exit::FAILURE,
         _ => exit::LATER,
     };
@@ -79,10 +80,20 @@ fn table(version: &Value, socket: &Path, status: &Value) -> String {
             format!("ONNX Runtime {runtime} on {provider}, {threads} threads, loaded in {ms} ms"),
         ));
     }
+    let eta = status.pointer("/queue/eta_ms").and_then(Value::as_u64).filter(|eta| *eta > 0);
+    let eta = eta.map(|eta| format!(", a new one would begin in {} s", eta / 1000));
     rows.push((
         "queue",
-        format!("{} waiting, {} possible", at("/queue/waiting"), at("/queue/limit")),
+        format!(
+            "{} waiting, {} possible{}",
+            at("/queue/waiting"),
+            at("/queue/limit"),
+            eta.unwrap_or_default()
+        ),
     ));
+    if let Some(error) = status.get("configuration_error") {
+        rows.push(("reload", format!("failed, the old configuration holds: {}", words(error))));
+    }
     let running = at("/slots/running");
     rows.push((
         "running",

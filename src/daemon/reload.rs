@@ -14,6 +14,7 @@ use crate::engine::frames::{LoadRequest, VERSION};
 use crate::identity::Access;
 use crate::request::Refusal;
 use crate::scheduler::{self, Scheduler};
+use crate::session;
 use crate::settings::{self, Settings};
 use crate::wire;
 
@@ -146,6 +147,14 @@ pub(super) fn scheduler_config(settings: &Settings) -> scheduler::Config {
         queue_limit: settings.queue.limit.into(),
         max_wait: seconds(settings.queue.max_wait_seconds),
         keep_loaded: settings.model.keep_loaded_seconds.map(seconds),
+        sessions: session::Limits {
+            count: settings.sessions.count.into(),
+            per_client: settings.sessions.per_client.into(),
+            turns: settings.sessions.turns.into(),
+            tokens: settings.sessions.tokens,
+            expires: seconds(settings.sessions.expire_seconds),
+            overflow: settings.sessions.overflow,
+        },
     }
 }
 

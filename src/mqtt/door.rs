@@ -21,7 +21,7 @@ use super::states::STATUS_EVERY;
 use super::topic::Topics;
 use super::{Config, ConfigError, Facts};
 use crate::request::{Code, Refusal};
-use crate::scheduler::{Scheduler, Status};
+use crate::scheduler::{InSession, Scheduler, Status};
 
 /// Events between the connection and the door. Few, because a message may have a megabyte.
 const EVENTS: usize = 16;
@@ -110,6 +110,8 @@ pub(super) struct Prompt {
     pub(super) is_json: bool,
     /// Whether the answer tells what the model thought of its tokens.
     pub(super) logprobs: bool,
+    /// The conversation that it continues.
+    pub(super) session: Option<InSession>,
     pub(super) stream: bool,
     /// The level in the topics of its stream: the asker's id, or promptd's number once there is one.
     pub(super) level: Option<String>,

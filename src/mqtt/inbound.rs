@@ -216,6 +216,7 @@ impl Door {
             id: asked.id,
             is_json,
             logprobs,
+            session: None,
             stream: asked.stream,
             level,
             seq: 0,

@@ -20,9 +20,10 @@ impl Door {
     /// Something happened to a prompt.
     pub(super) fn report(&mut self, number: u64, report: Report, now: Instant) {
         match report {
-            Report::Accepted(id) => {
+            Report::Accepted(id, session) => {
                 self.ledger.accepted(number, id);
                 let Some(prompt) = self.prompts.get_mut(&number) else { return };
+                prompt.session = session;
                 prompt.level.get_or_insert_with(|| id.to_string());
                 // Without an id of its own the answer names promptd's, which the stream's topic has.
                 if prompt.stream && prompt.id.is_none() {
@@ -89,6 +90,7 @@ impl Door {
                     finish: &finish,
                     model: &model,
                     node: Some(&self.node),
+                    session: prompt.session.as_ref(),
                 };
                 let until = prompt.until.unwrap_or(now + ANSWER_WANTED);
                 (reply::answer(&prompt.to, prompt.form, &answer), true, until)

@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use crate::request::{Code, Event, Finish, PromptId, Refusal, Submission, TokenLogprob};
-use crate::scheduler::{Scheduler, State};
+use crate::scheduler::{InSession, Scheduler, State};
 
 /// Pieces of a streamed answer that come faster than this are put together: a broker and its clients gain nothing from
 /// twenty messages a second for each reader.
@@ -18,7 +18,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) enum Report {
     /// The scheduler took it.
-    Accepted(PromptId),
+    Accepted(PromptId, Option<InSession>),
     /// The model reads it or begins to write.
     Progress(Event),
     /// The next piece of text.
@@ -117,7 +117,7 @@ impl Work<'_> {
         submission: Submission,
     ) -> Result<(Text, Finish), Refusal> {
         let mut ticket = scheduler.submit(submission).await?;
-        self.report(Report::Accepted(ticket.id())).await;
+        self.report(Report::Accepted(ticket.id(), ticket.session().cloned())).await;
         let mut text = Text::default();
         let mut pieces = Pieces::default();
         let mut progress = Progress::default();

@@ -324,6 +324,7 @@ mod tests {
             finish: &finish,
             model: "m",
             node: Some("n"),
+            session: None,
         };
         let json = answer(&to(), Form::default(), &whole);
         assert_eq!(
@@ -355,6 +356,7 @@ mod tests {
                     finish: &finish,
                     model: "m",
                     node: Some("n"),
+                    session: None,
                 };
                 let form = Form { format: AnswerFormat::Json, max_bytes: Some(most) };
                 let payloads = texts(&answer(&to(), form, &whole));
@@ -396,6 +398,7 @@ mod tests {
             finish: &finish,
             model: "m",
             node: None,
+            session: None,
         };
         let form = Form { format: AnswerFormat::Json, max_bytes: Some(64) };
         let messages = texts(&answer(&to(), form, &whole));

@@ -130,6 +130,9 @@ impl Actor {
             Command::Cancel { id } => self.core.cancel(id, now),
             Command::CancelAll => self.core.cancel_all(now),
             Command::Drain => self.core.drain(),
+            Command::EndSession { client, name, reply } => {
+                let _ = reply.send(self.core.end_session(&client, &name));
+            }
             Command::Load { reply } => {
                 self.core.load(now);
                 self.act();
@@ -155,8 +158,9 @@ impl Actor {
                 Action::Engine(Order::Load) => self.port.load(),
                 Action::Engine(Order::Unload) => self.port.unload(),
                 Action::Engine(Order::Replace(load)) => self.port.replace(load.map(|load| *load)),
-                Action::Accept { check, id, seed, checked } => {
+                Action::Accept { check, id, seed, checked, session } => {
                     let (outlet, ticket) = ticket::accept(id, seed, checked, &self.returns);
+                    let ticket = ticket.in_session(session);
                     self.outlets.insert(id, outlet);
                     // Where the asker has gone, the ticket is dropped here, and its drop cancels the prompt.
                     let _ = self.askers.remove(&check).map(|asker| asker.send(Ok(ticket)));

@@ -18,10 +18,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::engine::client::EnginePort;
-use crate::request::{Code, PromptId, Refusal, Submission};
+use crate::request::{Code, Identity, PromptId, Refusal, Submission};
+use crate::session::{self, InMemory, Sessions};
 
 pub use status::{Counters, Place, State, Status};
-pub use ticket::Ticket;
+pub use ticket::{InSession, Ticket};
 
 // What the status holds; the rooms above need not know the engine for it.
 pub use crate::engine::frames::{CheckedPrompt, LoadRequest, LoadStage, ModelInfo};
@@ -47,11 +48,18 @@ pub struct Config {
     pub max_wait: Duration,
     /// The model is unloaded when nothing was asked for this long. `None`: never.
     pub keep_loaded: Option<Duration>,
+    /// Conversations that are kept.
+    pub sessions: session::Limits,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { queue_limit: DEFAULT_QUEUE_LIMIT, max_wait: DEFAULT_MAX_WAIT, keep_loaded: None }
+        Config {
+            queue_limit: DEFAULT_QUEUE_LIMIT,
+            max_wait: DEFAULT_MAX_WAIT,
+            keep_loaded: None,
+            sessions: session::Limits::default(),
+        }
     }
 }
 
@@ -69,6 +77,7 @@ pub(crate) enum Command {
     Cancel { id: PromptId },
     CancelAll,
     Drain,
+    EndSession { client: Identity, name: String, reply: oneshot::Sender<bool> },
     Load { reply: oneshot::Sender<()> },
     Unload { reply: oneshot::Sender<Result<(), Refusal>> },
     ConfigurationIsWrong { message: String },
@@ -79,7 +88,17 @@ impl Scheduler {
     /// Starts the scheduler's task on the current runtime. The task ends, and the engine behind the port with it, when
     /// all handles are dropped and the accepted prompts have ended. Aborting it fails their tickets with `internal`.
     pub fn start(config: Config, port: EnginePort) -> (Scheduler, JoinHandle<()>) {
-        let core = core::Core::new(config, Box::new(draw_seed));
+        Self::with_sessions(config, port, Box::new(InMemory))
+    }
+
+    /// The same, with conversations that last in this store.
+    pub fn with_sessions(
+        config: Config,
+        port: EnginePort,
+        store: Box<dyn session::Store>,
+    ) -> (Scheduler, JoinHandle<()>) {
+        let sessions = Sessions::new(store, std::time::Instant::now());
+        let core = core::Core::new(config, sessions, Box::new(draw_seed));
         let (commands, incoming) = mpsc::channel(COMMANDS);
         let (status, watched) = watch::channel(core.status());
         let task = tokio::spawn(actor::Actor::new(core, incoming, port, status).run());
@@ -113,6 +132,13 @@ impl Scheduler {
     /// Refuses new prompts from now on and lets the accepted ones end. `Status::is_idle` tells when they have.
     pub async fn drain(&self) {
         let _ = self.commands.send(Command::Drain).await;
+    }
+
+    /// Forgets a client's conversation. Says whether there was one.
+    pub async fn end_session(&self, client: Identity, name: String) -> bool {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::EndSession { client, name, reply }).await;
+        answer.await.unwrap_or(false)
     }
 
     /// Loads the model, if it is not in memory; tries again at once if it could not be loaded. Returns when it is loaded.

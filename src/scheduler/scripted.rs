@@ -27,7 +27,6 @@ pub struct Script {
 
 /// What a door asked.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "tests take them apart one at a time")]
 pub enum Call {
     /// A prompt was handed in.
     Submit(Box<Submission>, Verdict),
@@ -37,6 +36,8 @@ pub enum Call {
     CancelAll,
     /// No further prompts are wanted.
     Drain,
+    /// A conversation is to be forgotten.
+    EndSession(crate::request::Identity, String, oneshot::Sender<bool>),
     /// The model is wanted in memory; it is taken to be there when the sender is used.
     Load(oneshot::Sender<()>),
     /// The model is wanted out of memory.
@@ -59,6 +60,7 @@ impl Script {
             Command::Cancel { id } => Call::Cancel(id),
             Command::CancelAll => Call::CancelAll,
             Command::Drain => Call::Drain,
+            Command::EndSession { client, name, reply } => Call::EndSession(client, name, reply),
             Command::Load { reply } => Call::Load(reply),
             Command::Unload { reply } => Call::Unload(reply),
             Command::ConfigurationIsWrong { message } => Call::ConfigurationIsWrong(message),

@@ -14,11 +14,34 @@ pub struct Ticket {
     id: PromptId,
     seed: u64,
     checked: CheckedPrompt,
+    session: Option<InSession>,
     mailbox: Arc<Mailbox>,
     returns: Arc<Returns>,
 }
 
+/// The conversation that a prompt continues.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InSession {
+    /// The asker's name for it.
+    pub name: String,
+    /// Earlier turns that the model reads; 0 where the conversation is new.
+    pub turns: usize,
+    /// Turns that were dropped, the oldest first, because the conversation had become too long.
+    pub dropped: usize,
+}
+
 impl Ticket {
+    /// The conversation that the prompt continues, if it does.
+    pub fn session(&self) -> Option<&InSession> {
+        self.session.as_ref()
+    }
+
+    /// The same ticket, for a prompt that continues a conversation.
+    pub(super) fn in_session(mut self, session: Option<InSession>) -> Self {
+        self.session = session;
+        self
+    }
+
     /// The number promptd gave to the prompt.
     pub fn id(&self) -> PromptId {
         self.id
@@ -69,7 +92,7 @@ pub(super) fn accept(
 ) -> (Outlet, Ticket) {
     let mailbox = Arc::new(Mailbox::default());
     let outlet = Outlet { mailbox: Arc::clone(&mailbox) };
-    (outlet, Ticket { id, seed, checked, mailbox, returns: Arc::clone(returns) })
+    (outlet, Ticket { id, seed, checked, session: None, mailbox, returns: Arc::clone(returns) })
 }
 
 /// The scheduler's half. Whatever becomes of the scheduler, the asker gets a final event: dropping the outlet without

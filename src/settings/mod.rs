@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::identity::Client;
+use crate::session::Overflow;
 use crate::wire::Profile;
 
 pub use library::{Located, expected_library, find_library};
@@ -36,6 +37,9 @@ pub struct Settings {
     /// The queue between the doors and the engine.
     #[serde(default)]
     pub queue: Queue,
+    /// Conversations that are kept for clients that cannot resend them.
+    #[serde(default)]
+    pub sessions: Sessions,
     /// What a client may send.
     #[serde(default)]
     pub limits: Limits,
@@ -150,6 +154,38 @@ impl Default for Queue {
     }
 }
 
+/// `[sessions]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sessions {
+    /// Conversations that are kept, of everybody together.
+    pub count: u16,
+    /// Conversations of one client.
+    pub per_client: u16,
+    /// Turns of one conversation.
+    pub turns: u16,
+    /// Tokens that a prompt may have with all its turns. 0: as many as the context has room for.
+    pub tokens: u32,
+    /// Seconds after which a conversation that nobody goes on with is forgotten.
+    pub expire_seconds: u32,
+    /// What happens to one that has become too long.
+    pub overflow: Overflow,
+}
+
+impl Default for Sessions {
+    /// A board has a few dozen devices; a person comes back to a conversation within the hour, or begins another.
+    fn default() -> Self {
+        Sessions {
+            count: 64,
+            per_client: 8,
+            turns: 32,
+            tokens: 0,
+            expire_seconds: 3600,
+            overflow: Overflow::Drop,
+        }
+    }
+}
+
 /// `[limits]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -245,6 +281,11 @@ impl Settings {
         }
         ranged("queue.limit", self.queue.limit.into(), 1..=10_000)?;
         ranged("queue.max_wait_seconds", self.queue.max_wait_seconds, 1..=86_400)?;
+        let sessions = &self.sessions;
+        ranged("sessions.count", sessions.count.into(), 1..=10_000)?;
+        ranged("sessions.per_client", sessions.per_client.into(), 1..=10_000)?;
+        ranged("sessions.turns", sessions.turns.into(), 1..=1000)?;
+        ranged("sessions.expire_seconds", sessions.expire_seconds, 1..=31_536_000)?;
         ranged("limits.payload_bytes", self.limits.payload_bytes, 1024..=16 << 20)?;
         ranged("shutdown.grace_seconds", self.shutdown.grace_seconds.into(), 0..=3600)?;
         ranged("runtime.threads", self.runtime.threads.into(), 0..=256)?;

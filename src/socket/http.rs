@@ -145,6 +145,9 @@ async fn route(
             } else if let Some(name) = path.strip_prefix("/v1/models/") {
                 get()?;
                 model(app, name)
+            } else if let Some(name) = path.strip_prefix("/v1/sessions/") {
+                only(&method, &[Method::DELETE], "DELETE")?;
+                end_session(app, peer, bearer(request.headers()).as_deref(), name).await
             } else if let Some(id) = path.strip_prefix("/v1/requests/") {
                 only(&method, &[Method::DELETE], "DELETE")?;
                 cancel(app, peer, id).await
@@ -166,7 +169,7 @@ async fn complete(
     api: Api,
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, Fault> {
-    let key = bearer(request.headers());
+    let (key, wait) = (bearer(request.headers()), willing_to_wait(request.headers()));
     let body = request.into_body();
     let bytes = body::read(body, app.limits.payload_bytes, app.patience.body).await?;
     let policy = app.policies.current();
@@ -185,11 +188,16 @@ async fn complete(
     let asked = asked.map_err(|error| Fault::from(*error.refusal))?;
     asked.check_model(app.model().as_deref())?;
     let logprobs = asked.submission.request.logprobs.is_some();
-    let ticket = app.scheduler.submit(asked.submission).await?;
+    let mut submission = asked.submission;
+    if !asked.stream {
+        submission.timeout = submission.timeout.into_iter().chain(wait).min();
+    }
+    let ticket = app.scheduler.submit(submission).await?;
     let entry = app.running.enter(ticket.id(), peer, api.prefix());
     let model = app.model().unwrap_or_else(|| "promptd".to_owned());
-    let head =
-        Head { api, id: entry.public().to_owned(), created: unix_seconds(), model, logprobs };
+    let session = ticket.session().cloned();
+    let (id, created) = (entry.public().to_owned(), unix_seconds());
+    let head = Head { api, id, created, model, logprobs, session };
     if asked.stream {
         let mut stream = Stream::new(head, ticket, entry, asked.include_usage, app.patience.ping);
         if let Some(prompt) = &asked.echo {
@@ -200,6 +208,21 @@ async fn complete(
     let (text, tokens, finish) = collect::whole(ticket).await?;
     let text = asked.echo.unwrap_or_default() + &text;
     Ok(json_response(200, &head.whole(&text, &tokens, &finish)))
+}
+
+/// How long a client says that it waits for a whole answer: `Prefer: wait=10` (RFC 7240), or the time limit that OpenAI's
+/// clients set for themselves and tell.
+fn willing_to_wait(headers: &hyper::HeaderMap) -> Option<Duration> {
+    let text = |name| headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    let preferred = text("prefer").flat_map(|value| value.split(',')).filter_map(|preference| {
+        let (name, seconds) = preference.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("wait").then(|| seconds.trim())
+    });
+    let seconds =
+        preferred.chain(text("x-stainless-timeout")).filter_map(|seconds| seconds.parse().ok());
+    // What is no time, or none worth the name, is no wish.
+    let times = seconds.filter_map(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
+    times.filter(|time| !time.is_zero()).min()
 }
 
 /// The API key of a request, if there is one.
@@ -245,6 +268,23 @@ fn ready(app: &App) -> Response<Reply> {
     let status = status.borrow();
     let code = if matches!(status.state, State::Ready | State::Unloaded) { 200 } else { 503 };
     json_response(code, &status_object(&status))
+}
+
+/// Forgets a conversation of the one who asks.
+async fn end_session(
+    app: &App,
+    peer: &Peer,
+    key: Option<&str>,
+    encoded: &str,
+) -> Result<Response<Reply>, Fault> {
+    let name = decoded(encoded);
+    let client = app.policies.current().access.grant(peer.who(key)).identity;
+    if app.scheduler.end_session(client, name.clone()).await {
+        return Ok(json_response(200, &json!({"id": name, "object": "session", "deleted": true})));
+    }
+    Err(Refusal::new(Code::NotFound, "you have no session of this name")
+        .with_param("session")
+        .into())
 }
 
 async fn cancel(app: &App, peer: &Peer, public: &str) -> Result<Response<Reply>, Fault> {
@@ -298,6 +338,28 @@ mod tests {
             ("%zz", "%zz"),
         ] {
             assert_eq!(decoded(segment), name);
+        }
+    }
+
+    #[test]
+    fn times_that_clients_wait() {
+        let headers = |pairs: &[(&'static str, &str)]| -> hyper::HeaderMap {
+            let pair = |(name, value): &(&'static str, &str)| {
+                (hyper::header::HeaderName::from_static(name), value.parse().unwrap())
+            };
+            pairs.iter().map(pair).collect()
+        };
+        for (pairs, seconds) in [
+            (&[("prefer", "respond-async, wait=10")][..], Some(10.0)),
+            (&[("x-stainless-timeout", "0.5")], Some(0.5)),
+            (&[("prefer", "Wait = 7"), ("x-stainless-timeout", "600")], Some(7.0)),
+            (&[("prefer", "wait=soon"), ("x-stainless-timeout", "NOT_GIVEN")], None),
+            (&[("prefer", "wait=0"), ("x-stainless-timeout", "-1")], None),
+            (&[("x-stainless-timeout", "inf")], None),
+            (&[], None),
+        ] {
+            let wait = willing_to_wait(&headers(pairs));
+            assert_eq!(wait.map(|wait| wait.as_secs_f64()), seconds, "{pairs:?}");
         }
     }
 

@@ -219,6 +219,7 @@ async fn run(app: &App, asked: Asked, out: &mpsc::Sender<Value>) -> Result<Value
                     finish: &finish,
                     model: &model,
                     node,
+                    session: ticket.session(),
                 }
                 .to_object());
             }

@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::request::{Finish, TokenLogprob};
-use crate::wire::{chat_logprobs, completion_logprobs, milliseconds, rounded};
+use crate::scheduler::InSession;
+use crate::wire::{chat_logprobs, completion_logprobs, milliseconds, rounded, session_fields};
 
 /// Which of the two APIs is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub(super) struct Head {
     pub(super) model: String,
     /// Whether the log probabilities of the answer's tokens were asked for.
     pub(super) logprobs: bool,
+    /// The conversation that it continues.
+    pub(super) session: Option<InSession>,
 }
 
 impl Head {
@@ -53,7 +56,7 @@ impl Head {
         };
         let mut whole = self.object(object, json!([choice]));
         whole.insert("usage".into(), usage(finish));
-        whole.insert("promptd".into(), extension(finish));
+        whole.insert("promptd".into(), self.extension(finish));
         Value::Object(whole)
     }
 
@@ -77,7 +80,7 @@ impl Head {
     pub(super) fn usage_chunk(&self, finish: &Finish) -> Map<String, Value> {
         let mut chunk = self.object(self.chunk_name(), json!([]));
         chunk.insert("usage".into(), usage(finish));
-        chunk.insert("promptd".into(), extension(finish));
+        chunk.insert("promptd".into(), self.extension(finish));
         chunk
     }
 
@@ -114,6 +117,18 @@ impl Head {
         }
     }
 
+    /// What promptd says beyond OpenAI's fields.
+    fn extension(&self, finish: &Finish) -> Value {
+        let tps = rounded(finish.timings.tokens_per_second(&finish.usage));
+        let mut object = json!({
+            "seed": finish.seed, "ms": milliseconds(finish), "tps": tps, "cached": finish.usage.cached,
+        });
+        if let (Some(object), Some(session)) = (object.as_object_mut(), &self.session) {
+            object.extend(session_fields(session));
+        }
+        object
+    }
+
     fn object(&self, object: &str, choices: Value) -> Map<String, Value> {
         let mut map = Map::new();
         map.insert("id".into(), self.id.as_str().into());
@@ -138,10 +153,4 @@ fn usage(finish: &Finish) -> Value {
         "total_tokens": u64::from(usage.prompt) + u64::from(usage.completion),
         "prompt_tokens_details": {"cached_tokens": usage.cached},
     })
-}
-
-/// What promptd says beyond OpenAI's fields.
-fn extension(finish: &Finish) -> Value {
-    let tps = rounded(finish.timings.tokens_per_second(&finish.usage));
-    json!({"seed": finish.seed, "ms": milliseconds(finish), "tps": tps, "cached": finish.usage.cached})
 }

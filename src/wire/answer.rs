@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::PROTOCOL;
 use super::logprobs::chat as chat_logprobs;
 use crate::request::{Event, Finish, FinishReason, Refusal, TokenLogprob};
+use crate::scheduler::InSession;
 
 /// A whole answer.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +24,8 @@ pub struct Answer<'a> {
     pub model: &'a str,
     /// The board's name, where it has one.
     pub node: Option<&'a str>,
+    /// The conversation that it continues.
+    pub session: Option<&'a InSession>,
 }
 
 impl Answer<'_> {
@@ -41,6 +44,9 @@ impl Answer<'_> {
         object.extend(self.logprobs.map(|tokens| ("logprobs".to_owned(), chat_logprobs(tokens))));
         object.insert("finish".into(), reason.as_str().into());
         object.insert("model".into(), self.model.into());
+        if let Some(session) = self.session {
+            object.extend(session_fields(session));
+        }
         object.insert("seed".into(), (*seed).into());
         object.insert(
             "usage".into(),
@@ -54,6 +60,15 @@ impl Answer<'_> {
         object.insert("truncated".into(), (*reason == FinishReason::Length).into());
         Value::Object(object)
     }
+}
+
+/// Which conversation an answer continues, how many earlier turns the model read, and how many were dropped from it.
+pub(crate) fn session_fields(session: &InSession) -> Map<String, Value> {
+    let mut object = Map::new();
+    object.insert("session".into(), session.name.as_str().into());
+    object.insert("session_turns".into(), session.turns.into());
+    object.insert("session_dropped".into(), session.dropped.into());
+    object
 }
 
 /// The object that says why there is no answer.
@@ -192,6 +207,7 @@ mod tests {
             finish: &finish,
             model: "m",
             node: Some("n"),
+            session: None,
         };
         assert_eq!(
             answer.to_object().to_string(),
@@ -210,6 +226,7 @@ mod tests {
             finish: &finish,
             model: "m",
             node: None,
+            session: None,
         };
         let object = answer.to_object();
         assert_eq!((object.get("json"), object.get("id"), object.get("node")), (None, None, None));

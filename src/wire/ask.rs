@@ -167,7 +167,7 @@ fn read_checked(
             priority,
             timeout,
             quota: context.grant.quota,
-            session: None,
+            session: session(fields, context)?,
         },
         id: None,
         stream: fields.boolean("stream")?.unwrap_or(false),
@@ -185,6 +185,16 @@ fn id(fields: &Fields<'_>, context: &Context<'_>) -> Result<Option<String>, Refu
     let Some(id) = fields.string("id")? else { return Ok(None) };
     check_id(id, context.limits.id_chars)?;
     Ok(Some(id.to_owned()))
+}
+
+fn session(fields: &Fields<'_>, context: &Context<'_>) -> Result<Option<String>, Refusal> {
+    let Some(name) = fields.string("session")? else { return Ok(None) };
+    let wrong = |mut refusal: Refusal| {
+        refusal.message = refusal.message.replace("`id`", "`session`").replace("an id", "its name");
+        refusal.with_param("session")
+    };
+    check_id(name, context.limits.id_chars).map_err(wrong)?;
+    Ok(Some(name.to_owned()))
 }
 
 fn reply_to(fields: &Fields<'_>, context: &Context<'_>) -> Result<Option<String>, Refusal> {

@@ -379,9 +379,20 @@ fn known_but_not_done() {
             "{field}: {value}"
         );
     }
+}
+
+#[test]
+fn sessions_have_names() {
+    let asked = ask(r#"{"prompt":"x","session":"kitchen"}"#).unwrap();
+    assert_eq!(asked.submission.session.as_deref(), Some("kitchen"));
+    let named = |session: Value| refused(chat(&json!({"session": session})));
+    for wrong in [json!(""), json!("a/b"), json!("a b"), json!(1), json!("x".repeat(129))] {
+        assert_eq!(named(wrong), ("bad_request", Some("session".to_owned())));
+    }
+    // A text to continue is no conversation.
     assert_eq!(
-        refused(ask(r#"{"prompt":"x","session":"kitchen"}"#)),
-        ("unsupported", Some("session".to_owned()))
+        refused(completion(&json!({"session": "kitchen"}))),
+        ("bad_request", Some("session".to_owned()))
     );
 }
 

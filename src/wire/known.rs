@@ -136,6 +136,7 @@ static FIELDS: &[Field] = &[
     done("timeout_ms", ALL),
     done("profile", ALL),
     done("messages", CHATS),
+    done("session", CHATS),
     done("prompt", &[Kind::Completion, Kind::Ask]),
     done("v", ASK),
     done("id", ASK),
@@ -170,7 +171,6 @@ static FIELDS: &[Field] = &[
     only("prediction", CHATS, |_| false),
     only("web_search_options", CHATS, |_| false),
     only("moderation", ALL, |_| false),
-    only("session", ASK, |_| false),
 ];
 
 /// The names of all fields.

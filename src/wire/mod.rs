@@ -27,7 +27,7 @@ use crate::identity::Grant;
 use crate::request::{Code, Constraint, Refusal, Submission};
 
 pub use answer::{Answer, error_object, progress_object, stream_end, stream_piece};
-pub(crate) use answer::{milliseconds, numbers as refusal_numbers, rounded};
+pub(crate) use answer::{milliseconds, numbers as refusal_numbers, rounded, session_fields};
 pub use ask::{parse_ask, parse_chat, parse_completion};
 pub use limits::Limits;
 pub(crate) use logprobs::{chat as chat_logprobs, completion as completion_logprobs};

@@ -36,7 +36,7 @@ pub fn status_object(status: &Status) -> Value {
         json!({
             "waiting": status.waiting, "limit": status.queue_limit, "max_wait_ms": ms(status.max_wait),
             // In whole seconds: the status is published when it changes.
-            "eta_ms": status.next_begins.as_secs_f64().ceil() * 1000.0,
+            "eta_ms": whole_seconds(status.next_begins),
         }),
     );
     let slots = status.model.as_ref().map(|model| model.slots);
@@ -55,6 +55,11 @@ pub fn status_object(status: &Status) -> Value {
         }),
     );
     Value::Object(object)
+}
+
+/// A time in milliseconds, rounded up to whole seconds.
+fn whole_seconds(time: std::time::Duration) -> u64 {
+    (time.as_secs() + u64::from(time.subsec_nanos() > 0)).saturating_mul(1000)
 }
 
 #[cfg(test)]

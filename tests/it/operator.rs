@@ -1,6 +1,8 @@
 //! The operator's part, on the real thing: a configuration that is read again, a model that leaves the memory and comes
 //! back, and profiles that know what the house knows.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -237,4 +239,62 @@ fn plain_text_to_a_profile_with_a_schema_is_a_valid_command() {
 fn ask_plain(service: &Service, prompt: &str) -> String {
     let body = json!({"profile": "commands", "messages": [{"role": "user", "content": prompt}]});
     text(&http::post(&service.socket(), "/v1/chat/completions", &body))
+}
+
+#[test]
+fn a_session_keeps_the_conversation_of_one_client() {
+    let service = Service::start(&Plan::demo().with("[sessions]\nturns = 2\n")).ready();
+    let say = |text: &str| {
+        let body = json!({"session": "kitchen", "max_tokens": 8, "messages": [{"role": "user", "content": text}]});
+        let answer = http::post(&service.socket(), "/v1/chat/completions", &body);
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let object = answer.json();
+        let turns = object["promptd"]["session_turns"].as_u64().unwrap();
+        (turns, object["usage"]["prompt_tokens"].as_u64().unwrap())
+    };
+    let (turns, first) = say("Hello");
+    assert_eq!(turns, 0);
+    let (turns, second) = say("Hello");
+    assert!(turns == 1 && second > first + 4, "{first}, then {second} tokens");
+    say("Hello");
+    let (turns, _) = say("Hello");
+    assert_eq!(turns, 2, "no more are kept");
+    // Another door, the same user: the same conversation.
+    let answer = line(&service, r#"{"prompt":"Hello","session":"kitchen","max_tokens":4}"#);
+    assert_eq!((&answer["session"], &answer["session_turns"]), (&json!("kitchen"), &json!(2)));
+    assert_eq!(http::delete(&service.socket(), "/v1/sessions/kitchen").status, 200);
+    assert_eq!(http::delete(&service.socket(), "/v1/sessions/kitchen").status, 404);
+    assert_eq!(say("Hello"), (0, first));
+}
+
+/// One line to the line socket, and the line that comes back.
+fn line(service: &Service, request: &str) -> Value {
+    let mut stream = UnixStream::connect(service.lines()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(format!("{request}\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).unwrap();
+    serde_json::from_str(&answer).unwrap()
+}
+
+#[test]
+fn what_clients_may_is_what_the_operator_wrote() {
+    // The user of this test, whoever that is.
+    let uid = std::fs::metadata("/proc/self")
+        .map(|meta| std::os::unix::fs::MetadataExt::uid(&meta))
+        .unwrap();
+    let config = format!(
+        "[clients.me]\nuids = [{uid}]\npriority = \"normal\"\nprompts_per_minute = 2\n[profiles.theirs]\nclients = [\"phone\"]\n"
+    );
+    let service = Service::start(&Plan::demo().with(&config)).ready();
+    let urgent = json!({"priority": "high", "max_tokens": 2, "messages": [{"role": "user", "content": "Hello"}]});
+    let refused = http::post(&service.socket(), "/v1/chat/completions", &urgent);
+    assert_eq!((refused.status, &refused.json()["error"]["param"]), (403, &json!("priority")));
+    let refused = ask(&service, "theirs", "Hello");
+    assert_eq!((refused.status, &refused.json()["error"]["param"]), (403, &json!("profile")));
+    let hello = json!({"max_tokens": 2, "messages": [{"role": "user", "content": "Hello"}]});
+    let statuses: Vec<u16> = (0..3)
+        .map(|_| http::post(&service.socket(), "/v1/chat/completions", &hello).status)
+        .collect();
+    assert_eq!(statuses, [200, 200, 429], "what was refused did not count");
 }

@@ -8,6 +8,7 @@ use crate::engine::client::EngineEvent;
 use crate::engine::frames::{CheckedPrompt, FromEngine, LoadStage};
 use crate::request::{Code, Event, PromptId, Refusal, Submission};
 use crate::scheduler::core::Action;
+use crate::scheduler::core::sessions::Talk;
 use crate::scheduler::queue::Entry;
 use crate::scheduler::rates::Size;
 
@@ -127,7 +128,12 @@ impl Core {
 
     fn checked(&mut self, check: u64, result: Result<CheckedPrompt, Refusal>, now: Instant) {
         // Unknown where the deadline of the check has passed, or promptd drains.
-        let Some(pending) = self.checks.remove(&check) else { return };
+        let Some(mut pending) = self.checks.remove(&check) else { return };
+        let Some(result) = self.shorten(&mut pending, result) else {
+            // The engine counts again.
+            self.checks.insert(check, pending);
+            return self.ask_check(check, now);
+        };
         let checked = match result
             .and_then(|checked| self.in_time(&pending, checked, now).map(|()| checked))
         {
@@ -136,6 +142,7 @@ impl Core {
         };
         let id = PromptId(self.next_id);
         self.next_id += 1;
+        let session = pending.talk.as_ref().map(Talk::in_session);
         let Submission { request, identity, priority, quota, .. } = pending.submission;
         let seed = request.sampling.seed.unwrap_or_else(|| (self.draw_seed)());
         let size = Size::from(checked);
@@ -145,6 +152,7 @@ impl Core {
             id,
             Prompt {
                 request,
+                talk: pending.talk,
                 quota,
                 weight: pending.weight,
                 size,
@@ -161,7 +169,7 @@ impl Core {
             },
         );
         self.counters.accepted += 1;
-        self.actions.push(Action::Accept { check, id, seed, checked });
+        self.actions.push(Action::Accept { check, id, seed, checked, session });
         self.dispatch(now);
         self.tell_place(id, now);
     }
@@ -176,9 +184,12 @@ impl Core {
             Event::Queued { .. } => {}
             Event::Prefill { .. } if !prompt.delivered.is_empty() => {}
             Event::Prefill { .. } => self.actions.push(Action::Deliver { id, event }),
-            Event::Delta { ref tokens, .. } => {
+            Event::Delta { ref text, ref tokens, .. } => {
                 answering.get_or_insert(now);
                 prompt.delivered.extend(tokens);
+                if let Some(talk) = &mut prompt.talk {
+                    talk.answer.push_str(text);
+                }
                 self.actions.push(Action::Deliver { id, event });
             }
             Event::Finished(mut finish) => {

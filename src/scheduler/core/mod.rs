@@ -11,6 +11,9 @@ mod places;
 #[cfg(test)]
 mod places_tests;
 mod rules;
+mod sessions;
+#[cfg(test)]
+mod sessions_tests;
 #[cfg(test)]
 mod tests;
 
@@ -19,15 +22,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::rules::{draining, timeout};
+use self::sessions::Talk;
 use super::queue::Queue;
 use super::quotas::Quotas;
 use super::rates::{Rates, Size};
+use super::ticket::InSession;
 use super::weight::weight;
 use super::{Config, Counters, Place, State, Status};
 use crate::engine::frames::{CheckedPrompt, LoadRequest, LoadStage, ModelInfo, ToEngine};
 use crate::request::{
     Code, Event, Identity, Priority, PromptId, Quota, Refusal, Request, Submission,
 };
+use crate::session::Sessions;
 
 /// The engine's answer to a check is waited for this long. Checks take milliseconds and the slowest honest schema well
 /// under a second, so a later answer means that the engine has more checks than it can do.
@@ -48,7 +54,13 @@ pub(super) enum Action {
     /// Give this to the engine that is there.
     Send(ToEngine),
     /// The check's submission is accepted: make its ticket.
-    Accept { check: u64, id: PromptId, seed: u64, checked: CheckedPrompt },
+    Accept {
+        check: u64,
+        id: PromptId,
+        seed: u64,
+        checked: CheckedPrompt,
+        session: Option<InSession>,
+    },
     /// The check's submission is refused.
     Refuse { check: u64, refusal: Refusal },
     /// Ask this of the engine's supervisor.
@@ -86,6 +98,7 @@ pub(super) struct Core {
     next_id: u64,
     rates: Rates,
     quotas: Quotas,
+    sessions: Sessions,
     counters: Counters,
     /// The order of those who wait, as it was last told.
     places: places::Places,
@@ -122,6 +135,8 @@ struct Engine {
 #[derive(Debug)]
 struct Pending {
     submission: Submission,
+    /// The conversation that it continues.
+    talk: Option<Talk>,
     /// Bytes of it, for the queue's limit.
     weight: usize,
     /// When the engine was asked. `None`: the model is being loaded for it.
@@ -133,6 +148,8 @@ struct Pending {
 #[derive(Debug)]
 struct Prompt {
     request: Request,
+    /// The conversation that it continues, and the answer so far.
+    talk: Option<Talk>,
     quota: Quota,
     weight: usize,
     size: Size,
@@ -173,7 +190,11 @@ impl std::fmt::Debug for Core {
 
 impl Core {
     /// A scheduler without an engine yet. `draw_seed` gives the seeds of prompts that bring none.
-    pub(super) fn new(config: Config, draw_seed: Box<dyn FnMut() -> u64 + Send>) -> Self {
+    pub(super) fn new(
+        config: Config,
+        sessions: Sessions,
+        draw_seed: Box<dyn FnMut() -> u64 + Send>,
+    ) -> Self {
         let engine = Engine {
             ready: false,
             stage: LoadStage::Runtime,
@@ -202,6 +223,7 @@ impl Core {
             next_id: 0,
             rates: Rates::default(),
             quotas: Quotas::default(),
+            sessions,
             counters: Counters::default(),
             places: places::Places::default(),
             actions: Vec::new(),
@@ -209,16 +231,23 @@ impl Core {
     }
 
     /// A prompt is handed in. Returns the number that its `Accept` or `Refuse` will name.
-    pub(super) fn submit(&mut self, submission: Submission, now: Instant) -> u64 {
+    pub(super) fn submit(&mut self, mut submission: Submission, now: Instant) -> u64 {
         let check = self.next_check;
         self.next_check += 1;
+        let talk = match self.talk(&mut submission, now) {
+            Ok(talk) => talk,
+            Err(refusal) => {
+                self.refuse(check, refusal);
+                return check;
+            }
+        };
         let weight = weight(&submission.request);
         if let Err(refusal) = self.may_enter(&submission, weight, now) {
             self.refuse(check, refusal);
             return check;
         }
         let deadline = submission.timeout.and_then(|timeout| now.checked_add(timeout));
-        self.checks.insert(check, Pending { submission, weight, asked: None, deadline });
+        self.checks.insert(check, Pending { submission, talk, weight, asked: None, deadline });
         if self.is_serving() {
             self.ask_check(check, now);
         } else {

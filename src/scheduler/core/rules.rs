@@ -60,6 +60,11 @@ impl Core {
             }
             _ => wrote,
         };
+        if matches!(event, Event::Finished(_))
+            && let Some(talk) = prompt.talk
+        {
+            self.keep_talk(&prompt.identity, talk, now);
+        }
         self.quotas.spend(&prompt.identity, &prompt.quota, tokens, now);
         match &event {
             Event::Finished(finish) => self.count(finish),

@@ -78,8 +78,9 @@ impl Bench {
             seed += 1;
             seed
         };
+        let sessions = Sessions::new(Box::new(crate::session::InMemory), Instant::now());
         Bench {
-            core: Core::new(Config { queue_limit, ..Config::default() }, Box::new(draw)),
+            core: Core::new(Config { queue_limit, ..Config::default() }, sessions, Box::new(draw)),
             now: Instant::now(),
         }
     }
@@ -111,7 +112,7 @@ impl Bench {
     pub(super) fn check(&mut self, check: u64) {
         self.frame(FromEngine::Checked {
             check,
-            result: Ok(CheckedPrompt { prompt_tokens: 10, max_tokens: 50 }),
+            result: Ok(CheckedPrompt { prompt_tokens: 10, max_tokens: 90 }),
         });
     }
 

@@ -31,8 +31,18 @@ impl Answer {
 
 /// GET, if there is somebody to answer.
 pub(crate) fn try_get(socket: &Path, target: &str) -> Option<Answer> {
+    try_bare(socket, "GET", target)
+}
+
+/// DELETE.
+pub(crate) fn delete(socket: &Path, target: &str) -> Answer {
+    try_bare(socket, "DELETE", target).unwrap_or_else(|| panic!("no answer to DELETE {target}"))
+}
+
+fn try_bare(socket: &Path, method: &str, target: &str) -> Option<Answer> {
     let mut stream = UnixStream::connect(socket).ok()?;
-    write!(stream, "GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    write!(stream, "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     read_answer(&mut BufReader::new(stream))
 }
