@@ -98,7 +98,10 @@ fn located(layers: &Layers, error: &str, mut path: Vec<String>) -> (Mistake, Vec
     let mut message = explain(error);
     let mut part = Part::Value;
     if let Some(unknown) = quoted("unknown field `") {
-        path.push(unknown);
+        // The path leads to the key itself.
+        if path.last() != Some(&unknown) {
+            path.push(unknown);
+        }
         part = Part::Key;
     } else if let Some(missing) = quoted("missing field `") {
         let key: Vec<&str> = path.iter().map(String::as_str).chain([missing.as_str()]).collect();
