@@ -51,7 +51,7 @@ pub fn main() -> ExitCode {
         Command::Form => crate::engine::adapter::try_form(),
         Command::Ask(args) => block_on(ask::run(args)),
         Command::Status(args) => block_on(status::run(args)),
-        Command::Config(args) => block_on(config::run(args)),
+        Command::Config(args) => block_on(self::config::run(args)),
     }
 }
 
