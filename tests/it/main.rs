@@ -47,4 +47,6 @@ mod socket_misuse;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod tools;
+#[cfg(test)]
 mod walls;
