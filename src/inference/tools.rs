@@ -258,7 +258,7 @@ mod tests {
                 Mistral,
                 ToolChoice::Required,
                 true,
-                &format!("{mistral}, {}]", &mistral[13..]),
+                &format!("{mistral}, {}]", mistral.strip_prefix("[TOOL_CALLS][").unwrap()),
                 Some(true),
             ),
             (Mistral, ToolChoice::Required, false, &format!("{mistral}, "), None),

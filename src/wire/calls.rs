@@ -160,7 +160,7 @@ impl CallReader {
             self.said = true;
             parts.push(Part::Text(core.to_owned()));
         }
-        self.spaces = spaces.to_owned();
+        spaces.clone_into(&mut self.spaces);
         false
     }
 
