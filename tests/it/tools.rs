@@ -30,7 +30,9 @@ async fn calls_whole_and_streamed() {
         let (submission, verdict) = door.submitted().await;
         assert_eq!(submission.request.tools.unwrap().choice, ToolChoice::Auto);
         let events = verdict.accept_with(7, Some(CallStyle::Hermes));
-        CALL.iter().for_each(|piece| events.send(delta(piece)));
+        for piece in CALL {
+            events.send(delta(piece));
+        }
         events.send(finished());
         let answer = Answer::read(&client.rest().await);
         let (said, calls, reason) = if stream {
@@ -83,7 +85,9 @@ async fn a_call_that_is_cut_off_is_an_error() {
         let mut client = door.connect().await;
         client.send(chat(&json!({"tools": lamp(), "stream": stream}))).await;
         let events = door.submitted().await.1.accept_with(7, Some(CallStyle::Hermes));
-        CALL[..3].iter().for_each(|piece| events.send(delta(piece)));
+        for piece in &CALL[..3] {
+            events.send(delta(piece));
+        }
         events.send(finished());
         let answer = Answer::read(&client.rest().await);
         let error = if stream { answer.events().pop().unwrap() } else { answer.json() };
