@@ -10,7 +10,7 @@ pub(super) async fn whole(
     let (mut text, mut tokens) = (String::new(), Vec::new());
     loop {
         match ticket.next().await {
-            Some(Event::Queued { .. } | Event::Prefill { .. }) => {}
+            Some(Event::Queued { .. } | Event::Started | Event::Prefill { .. }) => {}
             Some(Event::Delta { text: piece, logprobs, .. }) => {
                 text.push_str(&piece);
                 tokens.extend(logprobs);

@@ -96,7 +96,7 @@ impl Stream {
                 let told = format!(": queued, position {position}, eta {} ms\n\n", eta.as_millis());
                 self.ready.extend_from_slice(told.as_bytes());
             }
-            Some(Event::Prefill { .. }) => {}
+            Some(Event::Started | Event::Prefill { .. }) => {}
             Some(Event::Delta { text, logprobs, .. }) if text.is_empty() && logprobs.is_empty() => {
             }
             Some(Event::Delta { text, logprobs, .. }) => {

@@ -168,6 +168,8 @@ fn read_checked(
             timeout,
             quota: context.grant.quota,
             session: session(fields, context)?,
+            recorded: None,
+            again: None,
         },
         id: None,
         stream: fields.boolean("stream")?.unwrap_or(false),
