@@ -172,7 +172,7 @@ pub enum Constraint {
 pub struct Identity(pub String);
 
 /// How urgent a prompt is against others that wait.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Priority {
     /// Only when nothing else waits.
     Low,
@@ -209,4 +209,15 @@ pub struct Submission {
     pub quota: Quota,
     /// The conversation that the prompt continues, by the asker's name for it.
     pub session: Option<String>,
+    /// The number under which it outlasts the service. `None`: it does not.
+    pub recorded: Option<u64>,
+    /// It was accepted before, by a service that is gone. `None`: it is new.
+    pub again: Option<Again>,
+}
+
+/// What is known of a prompt that an earlier service had accepted. It is not refused for want of room: that was decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Again {
+    /// Engines and services that ended while they ran it.
+    pub deaths: u32,
 }

@@ -73,6 +73,9 @@ pub struct Turn {
     pub question: String,
     /// What was answered.
     pub answer: String,
+    /// The record's number of the prompt, where it has one: a prompt that is run again after a crash does not continue its
+    /// own answer.
+    pub prompt: Option<u64>,
 }
 
 impl Turn {
@@ -253,7 +256,7 @@ mod tests {
     }
 
     fn turn(n: usize) -> Turn {
-        Turn { question: format!("q{n}"), answer: format!("a{n}") }
+        Turn { question: format!("q{n}"), answer: format!("a{n}"), prompt: None }
     }
 
     fn sessions() -> (Sessions, Instant) {

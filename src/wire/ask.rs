@@ -174,6 +174,8 @@ fn read_checked(
             timeout,
             quota: context.grant.quota,
             session,
+            recorded: None,
+            again: None,
         },
         id: None,
         stream: fields.boolean("stream")?.unwrap_or(false),

@@ -35,6 +35,8 @@ mod operator;
 #[cfg(test)]
 mod overload;
 #[cfg(test)]
+mod record;
+#[cfg(test)]
 mod scheduler;
 #[cfg(test)]
 mod shipped;

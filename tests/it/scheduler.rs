@@ -45,7 +45,7 @@ async fn rest(ticket: &mut Ticket) -> (String, Vec<u32>, Event) {
     let (mut all, mut every) = (String::new(), Vec::new());
     loop {
         match ticket.next().await.expect("a final event comes") {
-            Event::Queued { .. } | Event::Prefill { .. } => {}
+            Event::Queued { .. } | Event::Started | Event::Prefill { .. } => {}
             Event::Delta { text, tokens, .. } => {
                 all.push_str(&text);
                 every.extend(tokens);

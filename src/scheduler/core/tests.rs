@@ -28,6 +28,8 @@ pub(super) fn submission(who: &str) -> Submission {
         timeout: None,
         quota: Quota::default(),
         session: None,
+        recorded: None,
+        again: None,
     }
 }
 
@@ -150,6 +152,7 @@ impl Bench {
             }
             Action::Deliver { id, event } => match event {
                 Event::Queued { position, .. } => format!("{id} queued {position}"),
+                Event::Started => format!("{id} started"),
                 Event::Prefill { done, total } => format!("{id} prefill {done}/{total}"),
                 Event::Delta { text, .. } => format!("{id} {text}"),
                 Event::Finished(_) => format!("{id} finished"),

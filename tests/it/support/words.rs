@@ -29,6 +29,8 @@ pub(crate) fn submission(who: &str, text: &str) -> Submission {
         timeout: None,
         quota: Quota::default(),
         session: None,
+        recorded: None,
+        again: None,
     }
 }
 
