@@ -37,6 +37,8 @@ mod operator;
 #[cfg(test)]
 mod overload;
 #[cfg(test)]
+mod record;
+#[cfg(test)]
 mod scheduler;
 #[cfg(test)]
 mod shipped;
@@ -48,5 +50,7 @@ mod socket_bind;
 mod socket_misuse;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod tools;
 #[cfg(test)]
 mod walls;
