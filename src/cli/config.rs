@@ -65,7 +65,8 @@ fn check(
     } else if ok {
         format!("{}: right\n", args.config.display())
     } else {
-        mistakes.iter().map(|mistake| format!("{mistake}\n")).collect()
+        let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        lines.join("\n") + "\n"
     };
     print(&text, world)?;
     if ok { Ok(()) } else { Err(Failure::Wrong) }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_path_to_error::Segment;
 
 use super::Settings;
-use super::layers::{Layers, Origin, Part};
+use super::layers::{Layers, Part};
 use super::mistakes::{Mistake, SettingsError, explain};
 
 /// The environment as it was when the program began.
@@ -115,7 +115,7 @@ fn located(layers: &Layers, error: &str, mut path: Vec<String>) -> (Mistake, Vec
 /// A rule that a value breaks, with the place of the value. `key` is dotted.
 fn out_of_range(layers: &Layers, (key, message): (String, String)) -> Mistake {
     let path: Vec<String> = key.split('.').map(str::to_owned).collect();
-    let origin = layers.origin(&path, Part::Value).unwrap_or_else(Origin::default);
+    let origin = layers.origin(&path, Part::Value).unwrap_or_default();
     Mistake { origin, message }
 }
 
