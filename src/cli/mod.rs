@@ -5,6 +5,7 @@
 pub mod args;
 pub mod ask;
 mod http;
+pub mod model;
 pub mod serve;
 pub mod status;
 mod world;
@@ -50,6 +51,7 @@ pub fn main() -> ExitCode {
         Command::Form => crate::engine::adapter::try_form(),
         Command::Ask(args) => block_on(ask::run(args)),
         Command::Status(args) => block_on(status::run(args)),
+        Command::Model(args) => block_on(model::run(args)),
     }
 }
 

@@ -112,15 +112,35 @@ impl Template {
         }
         let turns: Vec<Turn<'_>> =
             messages.iter().map(|m| Turn { role: m.role.as_str(), content: &m.content }).collect();
+        self.render_with(context! {
+            messages => Value::from(Serde(turns)),
+            add_generation_prompt => true,
+        })
+    }
+
+    /// A conversation with everything a template may ask for, as JSON: `messages`, `tools`, `add_generation_prompt`, …
+    ///
+    /// # Errors
+    /// What the template, or the engine that runs it, says.
+    pub(super) fn render_json(&self, conversation: &serde_json::Value) -> Result<String, String> {
+        self.render_with(Value::from(Serde(conversation))).map_err(|error| match error.kind() {
+            ErrorKind::OutOfFuel => format!("the rendering takes more than {FUEL} steps"),
+            _ => chain(&error),
+        })
+    }
+
+    /// `given` wins over what every template gets: transformers' `apply_chat_template` passes the same names.
+    fn render_with(&self, given: Value) -> Result<String, minijinja::Error> {
         let now = Arc::clone(&self.now);
         let strftime = Value::from_function(move |format: &str| now(format));
-        self.environment.get_template(NAME)?.render(context! {
-            messages => Value::from(Serde(turns)),
+        let always = context! {
             bos_token => &self.bos,
             eos_token => &self.eos,
-            add_generation_prompt => true,
+            tools => (),
+            documents => (),
             strftime_now => strftime,
-        })
+        };
+        self.environment.get_template(NAME)?.render(context! { ..given, ..always })
     }
 }
 
@@ -328,38 +348,22 @@ mod tests {
         assert!(refusal.message.contains("roles must alternate"));
     }
 
-    /// What transformers renders, where it is at hand. Conversations with tools or with other variables than promptd
-    /// passes are left out.
+    /// What transformers renders, where it is at hand: every conversation, with tools and without.
     #[test]
     fn renderings_equal_the_reference() {
         let Some(root) = test_material::root() else { return };
         let (mut right, mut total, mut wrong) = (0, 0, Vec::new());
         for line in test_material::lines("chat-templates/vectors.jsonl").unwrap() {
-            let context = line["context"].as_object().unwrap();
-            let known = ["messages", "add_generation_prompt", "date_string"];
-            let messages: Option<Vec<Message>> =
-                line["context"]["messages"].as_array().unwrap().iter().map(message).collect();
-            let (Some(messages), true) =
-                (messages, context.keys().all(|key| known.contains(&key.as_str())))
-            else {
-                continue;
-            };
-            if line["context"]["add_generation_prompt"] != true {
-                continue;
-            }
             let file = root
                 .join("chat-templates")
                 .join(line["template_file"].as_str().unwrap_or("inline"));
             let inline = line["template"].as_str().map(str::to_owned);
-            let mut source = inline.unwrap_or_else(|| std::fs::read_to_string(&file).unwrap());
-            if let Some(date) = context.get("date_string") {
-                source.insert_str(0, &format!("{{% set date_string = {date} %}}"));
-            }
+            let source = inline.unwrap_or_else(|| std::fs::read_to_string(&file).unwrap());
             let text = |key: &str| line[key].as_str().map(str::to_owned);
+            let template = Template::compile(&file, &source, text("bos_token"), text("eos_token"))
+                .map_err(|error| error.to_string());
             total += 1;
-            let rendered = Template::compile(&file, &source, text("bos_token"), text("eos_token"))
-                .map_err(|error| error.to_string())
-                .and_then(|template| template.render(&messages).map_err(|refusal| refusal.message));
+            let rendered = template.and_then(|template| template.render_json(&line["context"]));
             let equal = match (&rendered, line["expected"].as_str()) {
                 (Ok(text), Some(expected)) => text == expected,
                 (Err(_), None) => true,
@@ -373,19 +377,6 @@ mod tests {
         }
         println!("chat templates: {right}/{total}");
         assert!(wrong.is_empty(), "{right} of {total} equal\n{}", wrong.join("\n"));
-    }
-
-    fn message(value: &serde_json::Value) -> Option<Message> {
-        let fields = value.as_object()?;
-        if fields.len() != 2 {
-            return None;
-        }
-        let role = match fields["role"].as_str()? {
-            "system" => Role::System,
-            "user" => Role::User,
-            "assistant" => Role::Assistant,
-            _ => return None,
-        };
-        Some(Message { role, content: fields["content"].as_str()?.to_owned() })
+        assert!(total > 100, "only {total} vectors");
     }
 }

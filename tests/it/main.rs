@@ -25,7 +25,11 @@ mod logprobs;
 #[cfg(test)]
 mod main_job;
 #[cfg(test)]
+mod model_command;
+#[cfg(test)]
 mod model_folder;
+#[cfg(test)]
+mod model_layouts;
 #[cfg(test)]
 mod mqtt;
 #[cfg(test)]

@@ -36,7 +36,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "systemd",
         ],
     ),
-    ("cli", &["daemon", "settings", "engine", "wire", "telemetry"]),
+    ("cli", &["daemon", "settings", "engine", "inference", "wire", "telemetry"]),
 ];
 
 /// Libraries that only these places may name: what is replaced one day is replaced there.
