@@ -160,10 +160,7 @@ async fn serve(
     let manager = ServiceManager::from_environment();
     let mut signals = Signals::new().map_err(DaemonError::System)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::System)?;
-    let bind = |path: &Option<PathBuf>| {
-        path.as_deref().map(|path| socket::bind(path, plan.sockets.mode)).transpose()
-    };
-    let (http, lines) = (bind(&plan.sockets.path)?, bind(&plan.sockets.lines_path)?);
+    let (http, lines) = open_sockets(&plan.sockets)?;
 
     let port = client::supervise(plan.engine);
     let (scheduler, actor) = Scheduler::with_record(plan.scheduler, port, record.as_ref());
@@ -235,6 +232,27 @@ async fn serve(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The HTTP socket and the line socket: the service manager's where it opened them, else our own.
+fn open_sockets(
+    config: &socket::Config,
+) -> Result<(Option<socket::Bound>, Option<socket::Bound>), DaemonError> {
+    let names = std::env::var("LISTEN_FDNAMES").ok();
+    let mut passed = socket::inherited(names.as_deref()).map_err(DaemonError::System)?;
+    let mut open = |name: &str, path: &Option<PathBuf>| {
+        let given = passed.iter().position(|(passed, _)| passed == name);
+        if let Some(given) = given.map(|at| passed.swap_remove(at).1) {
+            tracing::info!(socket = name, "the service manager's own");
+            return Ok(Some(given));
+        }
+        path.as_deref().map(|path| socket::bind(path, config.mode)).transpose()
+    };
+    let sockets = (open("http", &config.path)?, open("lines", &config.lines_path)?);
+    for (name, _) in passed {
+        tracing::warn!(socket = name, "nobody knows this socket; `http` and `lines` are the names");
+    }
+    Ok(sockets)
 }
 
 /// Tells the service manager how things are until somebody wants the service to end.

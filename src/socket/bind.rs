@@ -24,17 +24,13 @@ const BACKLOG: i32 = 128;
 #[derive(Debug)]
 pub struct Bound {
     listener: UnixListener,
-    file: File,
+    /// `None` where the listener is somebody else's, who keeps it when this process ends.
+    file: Option<File>,
 }
 
 impl Bound {
-    /// Where it listens.
-    pub fn path(&self) -> &Path {
-        &self.file.path
-    }
-
     /// The listener, and what removes the file when dropped.
-    pub(super) fn into_parts(self) -> (UnixListener, File) {
+    pub(super) fn into_parts(self) -> (UnixListener, Option<File>) {
         (self.listener, self.file)
     }
 }
@@ -149,7 +145,30 @@ pub fn bind(path: &Path, mode: u32) -> Result<Bound, BindError> {
         path: path.to_owned(),
         source,
     })?;
-    Ok(Bound { listener, file })
+    Ok(Bound { listener, file: Some(file) })
+}
+
+/// The listening sockets that the service manager opened, by their names (`sd_listen_fds(3)`). They outlive this process, so
+/// that a client that comes while the service starts again waits instead of being refused.
+///
+/// # Errors
+/// A descriptor that is no listening Unix socket.
+///
+/// # Panics
+/// Outside a tokio runtime, as [`bind`].
+pub fn inherited(names: Option<&str>) -> io::Result<Vec<(String, Bound)>> {
+    let mut passed = listenfd::ListenFd::from_env();
+    let names: Vec<&str> = names.map(|names| names.split(':').collect()).unwrap_or_default();
+    let mut bounds = Vec::with_capacity(passed.len());
+    for at in 0..passed.len() {
+        let Some(listener) = passed.take_unix_listener(at)? else { continue };
+        listener.set_nonblocking(true)?;
+        // The engine must not hold it open.
+        rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::CLOEXEC)?;
+        let name = names.get(at).map_or_else(|| "unknown".to_owned(), |name| (*name).to_owned());
+        bounds.push((name, Bound { listener: UnixListener::from_std(listener)?, file: None }));
+    }
+    Ok(bounds)
 }
 
 /// Sees that nothing stands at the path; removes a dead socket that is ours.

@@ -12,10 +12,13 @@ mod collect;
 mod http;
 mod lines;
 mod metrics;
+mod ollama;
 mod openai;
 mod patience;
+mod prompts;
 mod queue;
 mod reply;
+mod responses;
 mod running;
 mod stream;
 mod voice;
@@ -27,7 +30,7 @@ use crate::control::Control;
 use crate::scheduler::Scheduler;
 use crate::wire::{Limits, Policies};
 
-pub use bind::{BindError, Bound, bind};
+pub use bind::{BindError, Bound, bind, inherited};
 pub use http::serve;
 pub use lines::serve as serve_lines;
 
@@ -55,6 +58,8 @@ pub struct Patience {
     /// Connections at once. Each costs two file descriptors at most and some 20 KiB; a service has 1024 descriptors by
     /// default, and a board no more clients than this.
     pub connections: usize,
+    /// Connections of one user at once: half, so that nobody can take all of them.
+    pub connections_of_one: usize,
     /// How long a request's head may take to arrive, and how long a connection may be idle.
     pub head: Duration,
     /// How long a request's body may take to arrive: local clients have it ready.
@@ -69,6 +74,7 @@ impl Default for Patience {
     fn default() -> Self {
         Patience {
             connections: 256,
+            connections_of_one: 128,
             head: Duration::from_mins(1),
             body: Duration::from_secs(30),
             unread: Duration::from_mins(1),

@@ -38,8 +38,8 @@ impl Running {
     pub(super) fn find(&self, public: &str) -> Option<(PromptId, Peer)> {
         let mut parts = public.splitn(3, '-');
         let (prefix, run, number) = (parts.next()?, parts.next()?, parts.next()?);
-        let right =
-            matches!(prefix, "chatcmpl" | "cmpl") && u32::from_str_radix(run, 16) == Ok(self.run);
+        let right = matches!(prefix, "chatcmpl" | "cmpl" | "resp" | "ollama")
+            && u32::from_str_radix(run, 16) == Ok(self.run);
         let id = PromptId(number.parse().ok().filter(|_| right)?);
         let (peer, _) =
             self.prompts.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()?;

@@ -3,6 +3,10 @@
 //! `#[cfg(test)]` tells clippy that helpers are tests too, where `unwrap` and `panic!` are the right words.
 
 #[cfg(test)]
+mod activation;
+#[cfg(test)]
+mod apis;
+#[cfg(test)]
 mod bad_input;
 #[cfg(test)]
 mod cli;
