@@ -72,10 +72,12 @@ async fn a_streamed_response() {
         .filter_map(|line| line.strip_prefix("data: "))
         .map(|data| serde_json::from_str(data).unwrap())
         .collect();
-    let kinds: Vec<&str> = events
+    let mut kinds: Vec<&str> = events
         .iter()
         .map(|event| event["type"].as_str().unwrap().strip_prefix("response.").unwrap())
         .collect();
+    // Pieces that came while nobody read are one.
+    kinds.dedup();
     assert_eq!(
         kinds,
         [
@@ -88,7 +90,6 @@ async fn a_streamed_response() {
             "content_part.done",
             "output_item.done",
             "output_item.added",
-            "function_call_arguments.delta",
             "function_call_arguments.delta",
             "function_call_arguments.done",
             "output_item.done",
