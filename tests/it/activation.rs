@@ -73,3 +73,47 @@ fn no_request_is_refused_while_the_service_starts_again() {
     service.kill().unwrap();
     service.wait().unwrap();
 }
+
+/// Without descriptors promptd waits for some, without spinning, and goes on when it has them.
+#[test]
+fn no_descriptors_left() {
+    let folder = tempfile::Builder::new().prefix("promptd-it-").tempdir_in("/tmp").unwrap();
+    let (http_path, lines_path) = (folder.path().join("http"), folder.path().join("lines"));
+    let (http, lines) =
+        (UnixListener::bind(&http_path).unwrap(), UnixListener::bind(&lines_path).unwrap());
+    let mut service = start(folder.path(), &http, &lines);
+    assert!(get(&http_path).contains("200 OK"));
+    let limit = format!(
+        "--nofile={}",
+        std::fs::read_dir(format!("/proc/{}/fd", service.id())).unwrap().count() + 8
+    );
+    let limited =
+        Command::new("prlimit").arg(format!("--pid={}", service.id())).arg(limit).status();
+    if !limited.is_ok_and(|status| status.success()) {
+        println!("skipped: there is no prlimit");
+        service.kill().unwrap();
+        service.wait().unwrap();
+        return;
+    }
+    let ticks = |pid: u32| -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let before = ticks(service.id());
+    let half: Vec<UnixStream> = (0..60)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&http_path).unwrap();
+            stream.write_all(b"GET /hea").unwrap();
+            stream
+        })
+        .collect();
+    // The oldest give way to who comes, one after the other.
+    assert!(get(&http_path).contains("200 OK"));
+    let spent = ticks(service.id()) - before;
+    assert!(spent < 200, "{spent} hundredths of a second of processor time");
+    drop(half);
+    assert!(get(&http_path).contains("200 OK"));
+    service.kill().unwrap();
+    service.wait().unwrap();
+}

@@ -19,6 +19,8 @@ mod engine_process;
 #[cfg(test)]
 mod forms;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod golden;
 #[cfg(test)]
 mod inference;
