@@ -209,6 +209,16 @@ impl Access {
         }
     }
 
+    /// The entry that has this API key.
+    pub fn name_of_key(&self, key: &str) -> Option<&str> {
+        self.keys.get(&digest(key)).map(String::as_str)
+    }
+
+    /// Whether any entry has an API key.
+    pub fn has_keys(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
     /// The entry that names this MQTT client: itself before a beginning, a longer beginning before a shorter one.
     fn by_mqtt(&self, name: &str) -> Option<&String> {
         let matched = self.clients.iter().flat_map(|(entry, client)| {

@@ -7,11 +7,11 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::bind::Bound;
+use super::connection::Stream;
 use crate::identity::Who;
 
 /// How long the loop waits after an accept that failed, usually for want of file descriptors: long enough for some to
@@ -25,12 +25,29 @@ pub(super) struct Peer {
     pub(super) uid: Option<u32>,
     /// The number of the user's group.
     pub(super) gid: Option<u32>,
+    /// Whether it came over TCP, where the kernel knows nobody.
+    pub(super) tcp: bool,
+    /// Its entry of `[clients]`, where its key named one.
+    pub(super) name: Option<String>,
 }
 
 impl Peer {
-    fn of(stream: &UnixStream) -> Self {
-        let peer = rustix::net::sockopt::socket_peercred(stream).ok();
-        Peer { uid: peer.map(|peer| peer.uid.as_raw()), gid: peer.map(|peer| peer.gid.as_raw()) }
+    fn of(stream: &Stream) -> Self {
+        let peer = match stream {
+            Stream::Unix(stream) => rustix::net::sockopt::socket_peercred(stream).ok(),
+            Stream::Tcp(_) => None,
+        };
+        Peer {
+            uid: peer.map(|peer| peer.uid.as_raw()),
+            gid: peer.map(|peer| peer.gid.as_raw()),
+            tcp: matches!(stream, Stream::Tcp(_)),
+            name: None,
+        }
+    }
+
+    /// Whether it is the same user, or the same client.
+    pub(super) fn is(&self, other: &Peer) -> bool {
+        self.uid == other.uid && self.tcp == other.tcp && self.name == other.name
     }
 
     /// What the clients' entries are matched against.
@@ -103,7 +120,7 @@ pub(super) async fn run<H, F>(
     shutdown: impl Future<Output = ()>,
     handle: H,
 ) where
-    H: Fn(UnixStream, Peer, Stopping, Activity) -> F,
+    H: Fn(Stream, Peer, Stopping, Activity) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
     let (listener, file) = bound.into_parts();
@@ -122,7 +139,7 @@ pub(super) async fn run<H, F>(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok(stream) => {
                 let peer = Peer::of(&stream);
                 if !open.make_room(&peer, &most) {
                     if !std::mem::replace(&mut warned, true) {

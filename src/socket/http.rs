@@ -10,15 +10,15 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioTimer;
 use serde_json::json;
-use tokio::net::UnixStream;
 
 use super::accept::{self, Activity, Most, Peer, Stopping, stopped};
 use super::bind::Bound;
+use super::connection::Stream;
 use super::openai::{self, Api};
 use super::patience::Patient;
 use super::prompts::{bearer, complete};
 use super::reply::{Fault, Reply, json_response, response};
-use super::{App, admin, body, metrics, ollama, queue};
+use super::{App, admin, body, guard, metrics, ollama, queue};
 use crate::request::{Code, Refusal};
 use crate::scheduler::State;
 use crate::wire::{self, status_object};
@@ -54,7 +54,7 @@ pub async fn serve(bound: Bound, app: Arc<App>, shutdown: impl Future<Output = (
 }
 
 async fn connection(
-    stream: UnixStream,
+    stream: Stream,
     peer: Peer,
     mut stopping: Stopping,
     activity: Activity,
@@ -110,7 +110,13 @@ async fn respond(
 ) -> Response<Reply> {
     let ollama = request.uri().path().starts_with("/api/");
     // Boxed: the futures of a request are large, and only one of them is needed at a time.
-    Box::pin(route(app, peer, activity, request)).await.unwrap_or_else(|fault| {
+    let admitted =
+        if peer.tcp { guard::admit(app, peer, request.headers()) } else { Ok(peer.clone()) };
+    let answer = match admitted {
+        Ok(peer) => Box::pin(route(app, &peer, activity, request)).await,
+        Err(fault) => Err(fault),
+    };
+    answer.unwrap_or_else(|fault| {
         if ollama { fault.in_ollamas_words() } else { fault }.into_response()
     })
 }
@@ -155,7 +161,8 @@ async fn route(
         }),
         "/v1/queue" => get().map(|()| {
             let status = app.scheduler.status();
-            let grant = app.policies.current().access.grant(peer.who(None));
+            let key = bearer(request.headers());
+            let grant = app.policies.current().access.grant(peer.who(key.as_deref()));
             let object = queue::object(&status.borrow(), &app.running, &grant, peer.is_root());
             json_response(200, &object)
         }),
@@ -303,7 +310,7 @@ async fn cancel(app: &App, peer: &Peer, public: &str) -> Result<Response<Reply>,
             .into());
     };
     // root may end anybody's.
-    if owner.uid != peer.uid && !peer.is_root() {
+    if !owner.is(peer) && !peer.is_root() {
         return Err(Refusal::new(Code::Forbidden, "this request belongs to another user")
             .with_param("id")
             .into());

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Interest};
-use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -18,6 +17,7 @@ use super::App;
 use super::accept::{self, Activity, Most, Peer, Stopping, stopped};
 use super::bind::Bound;
 use super::collect::lost;
+use super::connection::Stream;
 use crate::request::{Code, Event, Refusal};
 use crate::wire::{
     Answer, AnswerFormat, AskError, Asked, Context, error_object, parse_ask, stream_piece,
@@ -48,12 +48,14 @@ pub async fn serve(bound: Bound, app: Arc<App>, shutdown: impl Future<Output = (
 }
 
 async fn connection(
-    stream: UnixStream,
+    stream: Stream,
     peer: Peer,
     mut stopping: Stopping,
     activity: Activity,
     app: Arc<App>,
 ) {
+    // Lines have no place for a key, so they are spoken on a Unix socket only.
+    let Stream::Unix(stream) = stream else { return };
     let (read, write) = stream.into_split();
     let mut lines =
         Lines { reader: BufReader::new(read), line: Vec::new(), limit: app.limits.payload_bytes };

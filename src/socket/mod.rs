@@ -9,6 +9,8 @@ mod admin;
 mod bind;
 mod body;
 mod collect;
+mod connection;
+mod guard;
 mod http;
 mod lines;
 mod metrics;
@@ -23,6 +25,7 @@ mod running;
 mod stream;
 mod voice;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -30,7 +33,7 @@ use crate::control::Control;
 use crate::scheduler::Scheduler;
 use crate::wire::{Limits, Policies};
 
-pub use bind::{BindError, Bound, bind, inherited};
+pub use bind::{BindError, Bound, bind, bind_tcp, inherited};
 pub use http::serve;
 pub use lines::serve as serve_lines;
 
@@ -41,6 +44,8 @@ pub struct Config {
     pub path: Option<PathBuf>,
     /// Where the line socket stands; `None` switches it off.
     pub lines_path: Option<PathBuf>,
+    /// Where HTTP is spoken over TCP; `None` switches it off.
+    pub tcp: Option<SocketAddr>,
     /// Who may connect, as file permissions: writing is connecting.
     pub mode: u32,
 }
@@ -48,7 +53,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         // Owner and group: whoever is in the group `promptd` may ask.
-        Config { path: None, lines_path: None, mode: 0o660 }
+        Config { path: None, lines_path: None, tcp: None, mode: 0o660 }
     }
 }
 
@@ -93,6 +98,8 @@ pub struct App {
     node: Option<String>,
     patience: Patience,
     running: running::Running,
+    /// Names of this machine that TCP clients may use.
+    hosts: Vec<String>,
     /// Seconds since 1970 at the start: the `created` of the model.
     started: u64,
 }
@@ -114,6 +121,7 @@ impl App {
             node,
             patience: Patience::default(),
             running,
+            hosts: Vec::new(),
             started: unix_seconds(),
         }
     }
@@ -122,6 +130,13 @@ impl App {
     #[must_use]
     pub fn with_patience(mut self, patience: Patience) -> Self {
         self.patience = patience;
+        self
+    }
+
+    /// The same with names of this machine that TCP clients may use.
+    #[must_use]
+    pub fn with_hosts(mut self, hosts: Vec<String>) -> Self {
+        self.hosts = hosts;
         self
     }
 

@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn found_while_it_runs() {
         let running = Running::default();
-        let peer = Peer { uid: Some(7), gid: Some(7) };
+        let peer = Peer { uid: Some(7), gid: Some(7), tcp: false, name: None };
         let entry = running.enter(PromptId(12), &peer, "chatcmpl");
         let public = entry.public().to_owned();
         assert_eq!(running.find(&public), Some((PromptId(12), peer)));

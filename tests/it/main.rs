@@ -55,6 +55,8 @@ mod socket_misuse;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod tcp;
+#[cfg(test)]
 mod tools;
 #[cfg(test)]
 mod walls;
