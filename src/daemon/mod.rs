@@ -18,6 +18,7 @@ use self::reload::{Reload, first_line};
 use crate::control::{Control, ReloadRequest};
 use crate::engine::client::{self, SpawnConfig};
 use crate::mqtt;
+use crate::record::{self, DiskError, Keeper, Record};
 use crate::scheduler::{self, Scheduler, State, Status};
 use crate::settings::{self, LogFormat, Settings};
 use crate::socket::{self, App};
@@ -45,6 +46,9 @@ pub enum DaemonError {
     /// Somebody else uses the state directory.
     #[error("the state directory `{}` is used by another promptd; give each its own `state.dir`", .0.display())]
     StateTaken(PathBuf),
+    /// What an earlier promptd has left in the state directory cannot be used.
+    #[error(transparent)]
+    Record(#[from] DiskError),
     /// A socket cannot be had.
     #[error(transparent)]
     Socket(#[from] socket::BindError),
@@ -75,11 +79,13 @@ pub fn run(
 ) -> Result<(), DaemonError> {
     let plan = Plan::new(settings, surroundings.clone())?;
     let reload = Reload::new(settings.clone(), surroundings, plan.limits.clone(), reread);
-    let _state = settings.state.dir.as_deref().map(lock_state).transpose()?;
+    let _state = settings.state.dir.as_deref().map(lock_state).transpose()?.flatten();
+    let record = settings.state.record_dir();
+    let record = record.map(|dir| Record::open(dir, record::Pace::default())).transpose()?;
     // One thread: the service moves bytes, and the board's cores belong to the model.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(DaemonError::System)?;
-    let served = runtime.block_on(serve(plan, reload));
+    let served = runtime.block_on(serve(plan, reload, record));
     // A blocking call that hangs (a name look-up) must not keep the process alive.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
@@ -102,6 +108,7 @@ struct Plan {
     engine: SpawnConfig,
     scheduler: scheduler::Config,
     sockets: socket::Config,
+    hosts: Vec<String>,
     mqtt: Option<mqtt::Config>,
     policy: wire::Policy,
     mqtt_admin: bool,
@@ -118,6 +125,7 @@ impl Plan {
             ..wire::Limits::default()
         };
         let policy = reload::policy(settings, &limits)?;
+        check_tcp(settings, &policy)?;
         let load = reload::load_request(settings, &program, &environment);
         let sockets = settings.socket.clone().unwrap_or_default();
         let node =
@@ -130,9 +138,11 @@ impl Plan {
         Ok(Plan {
             engine,
             scheduler: reload::scheduler_config(settings),
+            hosts: sockets.tcp_hosts.clone(),
             sockets: socket::Config {
                 path: sockets.path,
                 lines_path: sockets.lines_path,
+                tcp: sockets.tcp,
                 ..Default::default()
             },
             mqtt: settings.mqtt.as_ref().map(|mqtt| mqtt_config(mqtt, &node)).transpose()?,
@@ -145,17 +155,20 @@ impl Plan {
     }
 }
 
-async fn serve(plan: Plan, mut reload: Reload) -> Result<(), DaemonError> {
+async fn serve(
+    plan: Plan,
+    mut reload: Reload,
+    record: Option<(Record, Keeper)>,
+) -> Result<(), DaemonError> {
+    let (record, keeper) = record.unzip();
     let manager = ServiceManager::from_environment();
     let mut signals = Signals::new().map_err(DaemonError::System)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::System)?;
-    let bind = |path: &Option<PathBuf>| {
-        path.as_deref().map(|path| socket::bind(path, plan.sockets.mode)).transpose()
-    };
-    let (http, lines) = (bind(&plan.sockets.path)?, bind(&plan.sockets.lines_path)?);
+    let (http, lines) = open_sockets(&plan.sockets)?;
+    let tcp = plan.sockets.tcp.map(socket::bind_tcp).transpose()?;
 
     let port = client::supervise(plan.engine);
-    let (scheduler, actor) = Scheduler::start(plan.scheduler, port);
+    let (scheduler, actor) = Scheduler::with_record(plan.scheduler, port, record.as_ref());
     let (stop, stopping) = watch::channel(false);
     let (leave, leaving) = watch::channel(false);
     let (policy, policies) = wire::Policies::new(plan.policy);
@@ -163,9 +176,9 @@ async fn serve(plan: Plan, mut reload: Reload) -> Result<(), DaemonError> {
     let control = Control::new(scheduler.clone(), ask_reload);
     let app =
         App::new(scheduler.clone(), policies.clone(), plan.limits.clone(), Some(plan.node.clone()));
-    let app = Arc::new(app.with_control(control.clone()));
+    let app = Arc::new(app.with_control(control.clone()).with_hosts(plan.hosts));
     let (mut sockets, mut broker) = (JoinSet::new(), JoinSet::new());
-    if let Some(bound) = http {
+    for bound in [http, tcp].into_iter().flatten() {
         sockets.spawn(socket::serve(bound, Arc::clone(&app), told(stopping.clone())));
     }
     if let Some(bound) = lines {
@@ -179,6 +192,7 @@ async fn serve(plan: Plan, mut reload: Reload) -> Result<(), DaemonError> {
             policies,
             control: plan.mqtt_admin.then_some(control),
             limits: plan.limits,
+            record,
         };
         let door = mqtt::serve(config, scheduler.clone(), facts, leaving);
         broker.spawn(async move {
@@ -216,8 +230,51 @@ async fn serve(plan: Plan, mut reload: Reload) -> Result<(), DaemonError> {
     if tokio::time::timeout(FAREWELL, actor).await.is_err() {
         tracing::warn!("the engine did not end in time");
     }
+    if let Some(keeper) = keeper
+        && !keeper.close(FAREWELL).await
+    {
+        tracing::warn!("the record could not be written to its end");
+    }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// TCP wants a key of whoever comes; without one nobody could ask, and nobody shall ask without.
+fn check_tcp(settings: &Settings, policy: &wire::Policy) -> Result<(), DaemonError> {
+    let Some(address) = settings.socket.as_ref().and_then(|socket| socket.tcp) else {
+        return Ok(());
+    };
+    if !policy.access.has_keys() {
+        let message = format!(
+            "`socket.tcp` is {address}, but no entry of `[clients]` has an `api_key_file`; over TCP every request needs a key"
+        );
+        return Err(DaemonError::Settings(message));
+    }
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "API keys and prompts travel unencrypted to this address; put TLS in front of it");
+    }
+    Ok(())
+}
+
+/// The HTTP socket and the line socket: the service manager's where it opened them, else our own.
+fn open_sockets(
+    config: &socket::Config,
+) -> Result<(Option<socket::Bound>, Option<socket::Bound>), DaemonError> {
+    let names = std::env::var("LISTEN_FDNAMES").ok();
+    let mut passed = socket::inherited(names.as_deref()).map_err(DaemonError::System)?;
+    let mut open = |name: &str, path: &Option<PathBuf>| {
+        let given = passed.iter().position(|(passed, _)| passed == name);
+        if let Some(given) = given.map(|at| passed.swap_remove(at).1) {
+            tracing::info!(socket = name, "the service manager's own");
+            return Ok(Some(given));
+        }
+        path.as_deref().map(|path| socket::bind(path, config.mode)).transpose()
+    };
+    let sockets = (open("http", &config.path)?, open("lines", &config.lines_path)?);
+    for (name, _) in passed {
+        tracing::warn!(socket = name, "nobody knows this socket; `http` and `lines` are the names");
+    }
+    Ok(sockets)
 }
 
 /// Tells the service manager how things are until somebody wants the service to end.
@@ -369,17 +426,34 @@ impl Signals {
 }
 
 /// Makes the state directory promptd's own: only its user may look inside, and one promptd at a time may use it.
-fn lock_state(path: &Path) -> Result<File, DaemonError> {
+fn lock_state(path: &Path) -> Result<Option<File>, DaemonError> {
     let failed = |source| DaemonError::StateDir { path: path.to_owned(), source };
     let mut builder = std::fs::DirBuilder::new();
     std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700);
     builder.create(path).map_err(failed)?;
-    let lock = File::create(path.join("lock")).map_err(failed)?;
+    let file = path.join("lock");
+    // A disk that is full or cannot be written has this file from better days; to read it is enough to lock it.
+    let lock = match File::create(&file) {
+        Err(error) if is_passing(&error) => {
+            let Ok(lock) = File::open(&file) else {
+                tracing::warn!(%error, "the state directory cannot be locked: see that no other promptd uses it");
+                return Ok(None);
+            };
+            lock
+        }
+        created => created.map_err(failed)?,
+    };
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(Some(lock)),
         Err(Errno::WOULDBLOCK) => Err(DaemonError::StateTaken(path.to_owned())),
         Err(error) => Err(failed(error.into())),
     }
+}
+
+/// Whether a disk may do tomorrow what it does not today.
+fn is_passing(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), ReadOnlyFilesystem | StorageFull | QuotaExceeded)
 }
 
 /// The MQTT door's configuration: address, names and password.

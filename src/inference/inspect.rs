@@ -168,3 +168,37 @@ fn config_of(folder: &Path) -> Result<Value, LoadError> {
     let file = folder.join("tokenizer_config.json");
     if file.symlink_metadata().is_ok() { read_json(&file) } else { Ok(Value::Null) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inference::test_material;
+
+    /// What transformers renders, where it is at hand: every conversation, with tools and without.
+    #[test]
+    fn renderings_equal_the_reference() {
+        let Some(root) = test_material::root() else { return };
+        let (mut total, mut wrong) = (0, Vec::new());
+        for line in test_material::lines("chat-templates/vectors.jsonl").unwrap() {
+            let file = line["template_file"].as_str().unwrap_or("inline");
+            let file = root.join("chat-templates").join(file);
+            let inline = line["template"].as_str().map(str::to_owned);
+            let source = inline.unwrap_or_else(|| std::fs::read_to_string(&file).unwrap());
+            let text = |key: &str| line[key].as_str().map(str::to_owned);
+            let template = Template::compile(&file, &source, text("bos_token"), text("eos_token"))
+                .map_err(|error| error.to_string());
+            total += 1;
+            let rendered = template.and_then(|template| template.render_json(&line["context"]));
+            let equal = match (&rendered, line["expected"].as_str()) {
+                (Ok(text), Some(expected)) => text == expected,
+                (Err(_), None) => true,
+                _ => false,
+            };
+            if !equal {
+                wrong.push(format!("{}: {rendered:?}\nexpected {}", line["id"], line["expected"]));
+            }
+        }
+        assert!(wrong.is_empty(), "of {total}\n{}", wrong.join("\n"));
+        assert!(total > 100, "only {total} vectors");
+    }
+}

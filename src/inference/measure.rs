@@ -31,6 +31,7 @@ pub fn measure(config: &Config, tokens: u32) -> Result<Measured, LoadError> {
         sampling: Sampling::default(),
         max_tokens: Some(1),
         stop: Vec::new(),
+        tools: None,
         constraint: Constraint::None,
         logprobs: None,
     };

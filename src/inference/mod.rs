@@ -40,6 +40,7 @@ mod template;
 #[cfg(test)]
 mod test_material;
 mod tokenizer;
+mod tools;
 pub mod trial;
 mod watch;
 

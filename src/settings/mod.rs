@@ -7,6 +7,7 @@ mod library;
 mod load;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -127,6 +128,11 @@ pub struct Socket {
     pub path: Option<PathBuf>,
     /// The line socket (one JSON request a line). Absent: none.
     pub lines_path: Option<PathBuf>,
+    /// HTTP over TCP, for programs that know no Unix socket: an address and a port. Absent: none. Every request needs an API key
+    /// of `[clients]`; it travels as it is, so listen on 127.0.0.1, or put something in front that speaks TLS.
+    pub tcp: Option<SocketAddr>,
+    /// Names of this machine that TCP clients may use besides `localhost` and addresses.
+    pub tcp_hosts: Vec<String>,
 }
 
 /// `[state]`
@@ -135,6 +141,26 @@ pub struct Socket {
 pub struct State {
     /// A directory of promptd's own. One promptd at a time may use it. Absent: nothing is kept.
     pub dir: Option<PathBuf>,
+    /// Where an accepted prompt lies until its answer is delivered. Absent: on the disk where there is a `dir`, else in
+    /// memory.
+    pub durability: Option<Durability>,
+}
+
+/// Where what was accepted lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// In `state.dir`: a prompt is acknowledged when it is safe there, and outlasts a crash and a power cut.
+    Disk,
+    /// Nowhere but in memory: a prompt is acknowledged after its answer, and the broker sends it again after a crash.
+    Memory,
+}
+
+impl State {
+    /// The directory of the record, where there is to be one.
+    pub fn record_dir(&self) -> Option<&std::path::Path> {
+        self.dir.as_deref().filter(|_| self.durability != Some(Durability::Memory))
+    }
 }
 
 /// `[queue]`
@@ -260,19 +286,23 @@ impl Settings {
     /// A sentence that names the keys.
     fn check(&self) -> Result<(), String> {
         let sockets = self.socket.as_ref();
-        let has_socket = sockets.is_some_and(|s| s.path.is_some() || s.lines_path.is_some());
+        let has_socket =
+            sockets.is_some_and(|s| s.path.is_some() || s.lines_path.is_some() || s.tcp.is_some());
         if self.mqtt.is_none() && !has_socket {
             return Err(
                 "no door is open: set `socket.path`, `socket.lines_path` or `mqtt.url`".to_owned()
             );
         }
-        if let Some(Socket { path: Some(path), lines_path: Some(lines) }) = sockets
+        if let Some(Socket { path: Some(path), lines_path: Some(lines), .. }) = sockets
             && path == lines
         {
             return Err(format!(
                 "`socket.path` and `socket.lines_path` are both {}",
                 path.display()
             ));
+        }
+        if self.state.durability == Some(Durability::Disk) && self.state.dir.is_none() {
+            return Err("`state.durability` is \"disk\", but there is no `state.dir`".to_owned());
         }
         ranged("model.slots", self.model.slots.into(), 1..=64)?;
         if let Some(seconds) = self.model.keep_loaded_seconds {

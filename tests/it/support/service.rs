@@ -23,17 +23,30 @@ pub(crate) struct Plan {
     pub(crate) library: PathBuf,
     /// Lines of TOML behind the usual ones (`[mqtt]` …).
     pub(crate) more: String,
+    /// Lines of `[socket]` behind the paths.
+    pub(crate) socket: String,
 }
 
 impl Plan {
     /// The demo model and the fetched library.
     pub(crate) fn demo() -> Self {
-        Plan { model: super::demo_model(), library: super::library(), more: String::new() }
+        Plan {
+            model: super::demo_model(),
+            library: super::library(),
+            more: String::new(),
+            socket: String::new(),
+        }
     }
 
     /// Another model folder.
     pub(crate) fn of_model(model: &Path) -> Self {
         Plan { model: model.to_owned(), ..Plan::demo() }
+    }
+
+    /// More of `[socket]`.
+    pub(crate) fn with_socket(mut self, toml: &str) -> Self {
+        self.socket.push_str(toml);
+        self
     }
 
     /// More configuration.
@@ -55,11 +68,12 @@ impl Service {
     pub(crate) fn start_in(folder: tempfile::TempDir, plan: &Plan) -> Self {
         let place = folder.path();
         let config = format!(
-            "[model]\npath = {:?}\n[runtime]\nlibrary = {:?}\n[socket]\npath = {:?}\nlines_path = {:?}\n[state]\ndir = {:?}\n{}",
+            "[model]\npath = {:?}\n[runtime]\nlibrary = {:?}\n[socket]\npath = {:?}\nlines_path = {:?}\n{}[state]\ndir = {:?}\n{}",
             plan.model,
             plan.library,
             place.join("http.sock"),
             place.join("lines.sock"),
+            plan.socket,
             place.join("state"),
             plan.more,
         );
@@ -126,6 +140,13 @@ impl Service {
         signal(self.pid(), "TERM");
         let status = self.wait();
         (status, self.log())
+    }
+
+    /// `kill -9`, as the OOM killer and a power switch do. Its folder is left for the next.
+    pub(crate) fn kill(mut self) -> tempfile::TempDir {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap())
     }
 
     /// Waits for an end that it comes to by itself.
