@@ -91,6 +91,16 @@ fn table(version: &Value, socket: &Path, status: &Value) -> String {
             eta.unwrap_or_default()
         ),
     ));
+    if status.get("record").is_some() {
+        let reason = status.pointer("/record/reason").map(words);
+        let state = reason.map_or_else(|| at("/record/state"), |why| format!("degraded: {why}"));
+        let (prompts, waiting) = (at("/record/prompts"), at("/record/waiting"));
+        let replayed = at("/record/replayed");
+        rows.push((
+            "record",
+            format!("{state}; {prompts} prompts, {waiting} rows wait for the disk, {replayed} prompts run again"),
+        ));
+    }
     if let Some(error) = status.get("configuration_error") {
         rows.push(("reload", format!("failed, the old configuration holds: {}", words(error))));
     }

@@ -491,3 +491,9 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.push(suffix);
     name.into()
 }
+
+/// The file without any of our settings, for tests that change it behind our back.
+#[cfg(test)]
+pub(super) fn plain(path: &Path) -> Connection {
+    Connection::open(path).unwrap_or_else(|error| unreachable!("{error}"))
+}
