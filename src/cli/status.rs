@@ -37,7 +37,8 @@ async fn show(socket: &Path, as_json: bool, world: &mut World<'_>) -> Result<u8,
     };
     let code = match state {
         // A prompt that comes loads the model.
-        "ready" | "unloaded" => exit::OK,
+        // And one that comes while the record cannot be written is answered.
+        "ready" | "unloaded" | "degraded" => exit::OK,
         "model_failed" => exit::FAILURE,
         _ => exit::LATER,
     };
