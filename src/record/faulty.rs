@@ -18,6 +18,8 @@ struct State {
     disk: Rows,
     /// What a crash of the service leaves, and what is read.
     cache: Rows,
+    /// A sync failed: what was not safe before it is lost when the disk is opened again.
+    lies: bool,
     calls: u64,
     /// Which calls fail.
     failing: Vec<u64>,
@@ -75,6 +77,9 @@ impl Disk for Faulty {
             let reason = "no disk".to_owned();
             return Err(DiskError::Failed { reason, distrust: false, damaged: false });
         }
+        if std::mem::take(&mut state.lies) {
+            state.cache = state.disk.clone();
+        }
         let mut contents = Contents::default();
         for change in state.cache.values() {
             match change {
@@ -90,21 +95,15 @@ impl Disk for Faulty {
         let mut state = self.0.lock().unwrap();
         let fails = state.fails();
         if fails {
-            // The cache has them, and whatever was not safe before never will be: a later sync says that all is well.
+            // The cache has them, until it is looked at again.
             apply(&mut state.cache, changes);
+            state.lies = true;
             let reason = "the sync failed".to_owned();
             return Err(DiskError::Failed { reason, distrust: true, damaged: false });
         }
         apply(&mut state.cache, changes);
-        if safe && state.failing.is_empty() {
+        if safe {
             state.disk = state.cache.clone();
-        } else if safe {
-            // With failures only what this call brought is sure; see above.
-            apply(&mut state.disk, changes);
-            let lost = state.failing.iter().any(|failed| *failed < state.calls);
-            if !lost {
-                state.disk = state.cache.clone();
-            }
         }
         Ok(())
     }

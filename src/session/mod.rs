@@ -218,7 +218,7 @@ pub fn continued(input: &Input, turns: &[Turn]) -> Option<(Input, String)> {
         },
         Input::Completion(_) => return None,
     };
-    let message = |role, content: &str| Message { role, content: content.to_owned() };
+    let message = |role, content: &str| Message::new(role, content);
     let mut messages: Vec<Message> =
         system.map(|system| message(Role::System, system)).into_iter().collect();
     for turn in turns {
@@ -326,7 +326,7 @@ mod tests {
 
     #[test]
     fn turns_stand_between_system_message_and_question() {
-        let message = |role, content: &str| Message { role, content: content.to_owned() };
+        let message = |role, content: &str| Message::new(role, content);
         let ask = |system: Option<&str>| Input::Ask {
             system: system.map(str::to_owned),
             text: "now".to_owned(),

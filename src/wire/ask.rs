@@ -8,7 +8,7 @@ use super::generation::{self, Generation};
 use super::known::{Kind, refuse_not_done, refuse_unknown};
 use super::names::{check_id, shown};
 use super::profile::Profile;
-use super::{AnswerFormat, AskError, Asked, Context, PROTOCOL, messages};
+use super::{AnswerFormat, AskError, Asked, Context, PROTOCOL, messages, tools};
 use crate::request::{Code, Input, Message, Refusal, Request, Role, Submission};
 
 /// Reads promptd's own request. A payload whose first visible character is `{` is JSON, and nothing else if it is
@@ -63,7 +63,7 @@ pub fn parse_completion(body: &[u8], context: &Context<'_>) -> Result<Asked, Ask
     read(&object(body)?, Kind::Completion, None, context)
 }
 
-fn check_size(payload: &[u8], context: &Context<'_>) -> Result<(), Refusal> {
+pub(super) fn check_size(payload: &[u8], context: &Context<'_>) -> Result<(), Refusal> {
     let (limit, have) = (context.limits.payload_bytes, payload.len());
     if have <= limit {
         return Ok(());
@@ -74,7 +74,7 @@ fn check_size(payload: &[u8], context: &Context<'_>) -> Result<(), Refusal> {
     Err(Refusal::new(Code::PayloadTooLarge, message).with_limit(numbers.0, numbers.1))
 }
 
-fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
+pub(super) fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
     match serde_json::from_slice(body) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(other) => {
@@ -86,7 +86,7 @@ fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
 }
 
 /// Reads a request of one kind; what could be read of the way back goes with a refusal.
-fn read(
+pub(super) fn read(
     map: &Map<String, Value>,
     kind: Kind,
     profile: Option<&str>,
@@ -122,6 +122,7 @@ fn read_checked(
     from_topic: Option<&str>,
     context: &Context<'_>,
 ) -> Result<Asked, Refusal> {
+    context.grant.check_allowed()?;
     if let Some(version) = fields.get("v")
         && version.as_u64() != Some(PROTOCOL)
     {
@@ -140,6 +141,12 @@ fn read_checked(
         Kind::Completion => completion(fields, profile)?,
         Kind::Chat | Kind::Ask => conversation(fields, kind, profile, context)?,
     };
+    let tools = if kind == Kind::Chat { tools::read(fields, context.limits)? } else { None };
+    let session = session(fields, context)?;
+    if tools.is_some() && session.is_some() {
+        let message = "a session keeps words, no calls of tools; resend the conversation in `messages` instead";
+        return Err(Refusal::new(Code::Unsupported, message).with_param("session"));
+    }
     let include_usage = match fields.object("stream_options")? {
         None => false,
         Some(options) => {
@@ -159,7 +166,7 @@ fn read_checked(
     } else {
         priority.min(context.grant.priority)
     };
-    let request = Request { input, sampling, max_tokens, stop, constraint, logprobs };
+    let request = Request { input, sampling, max_tokens, stop, constraint, logprobs, tools };
     Ok(Asked {
         submission: Submission {
             request,
@@ -167,7 +174,7 @@ fn read_checked(
             priority,
             timeout,
             quota: context.grant.quota,
-            session: session(fields, context)?,
+            session,
             recorded: None,
             again: None,
         },
@@ -288,7 +295,7 @@ fn conversation(
                 let content = with_context(Some(&message.content));
                 message.content = content.unwrap_or_default();
             } else if let Some(content) = with_context(system.or(default_system)) {
-                messages.insert(0, Message { role: Role::System, content });
+                messages.insert(0, Message::new(Role::System, content));
             }
             Ok(Input::Chat(messages))
         }
@@ -367,3 +374,7 @@ mod tests;
 #[cfg(test)]
 #[path = "policy_tests.rs"]
 mod policy_tests;
+
+#[cfg(test)]
+#[path = "tools_tests.rs"]
+mod tools_tests;

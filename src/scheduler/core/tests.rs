@@ -21,6 +21,7 @@ pub(super) fn submission(who: &str) -> Submission {
             stop: Vec::new(),
             constraint: Constraint::None,
             logprobs: None,
+            tools: None,
         },
         identity: Identity(who.to_owned()),
         priority: Priority::Normal,
@@ -114,7 +115,7 @@ impl Bench {
     pub(super) fn check(&mut self, check: u64) {
         self.frame(FromEngine::Checked {
             check,
-            result: Ok(CheckedPrompt { prompt_tokens: 10, max_tokens: 90 }),
+            result: Ok(CheckedPrompt { prompt_tokens: 10, max_tokens: 90, calls: None }),
         });
     }
 

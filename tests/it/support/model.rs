@@ -51,6 +51,7 @@ pub(crate) fn request(input: Input, max_tokens: u32) -> Request {
         stop: vec![],
         constraint: Constraint::None,
         logprobs: None,
+        tools: None,
     }
 }
 

@@ -15,6 +15,7 @@ pub(crate) fn request(text: &str) -> Request {
         stop: Vec::new(),
         constraint: Constraint::None,
         logprobs: None,
+        tools: None,
     }
 }
 
