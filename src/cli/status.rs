@@ -92,16 +92,7 @@ fn table(version: &Value, socket: &Path, status: &Value) -> String {
             eta.unwrap_or_default()
         ),
     ));
-    if status.get("record").is_some() {
-        let reason = status.pointer("/record/reason").map(words);
-        let state = reason.map_or_else(|| at("/record/state"), |why| format!("degraded: {why}"));
-        let (prompts, waiting) = (at("/record/prompts"), at("/record/waiting"));
-        let replayed = at("/record/replayed");
-        rows.push((
-            "record",
-            format!("{state}; {prompts} prompts, {waiting} rows wait for the disk, {replayed} prompts run again"),
-        ));
-    }
+    rows.extend(record(status).map(|text| ("record", text)));
     if let Some(error) = status.get("configuration_error") {
         rows.push(("reload", format!("failed, the old configuration holds: {}", words(error))));
     }
@@ -144,6 +135,18 @@ fn table(version: &Value, socket: &Path, status: &Value) -> String {
         let _ = writeln!(text, "  {name:<8} {value}");
     }
     text
+}
+
+/// How things are with what outlasts the service, where anything does.
+fn record(status: &Value) -> Option<String> {
+    let record = status.get("record")?;
+    let at = |name: &str| record.get(name).map(words).unwrap_or_default();
+    let reason = record.get("reason").map(words);
+    let state = reason.map_or_else(|| at("state"), |why| format!("degraded: {why}"));
+    let (prompts, waiting, replayed) = (at("prompts"), at("waiting"), at("replayed"));
+    Some(format!(
+        "{state}; {prompts} prompts, {waiting} rows wait for the disk, {replayed} prompts run again"
+    ))
 }
 
 fn words(value: &Value) -> String {

@@ -17,12 +17,10 @@ impl Mounted {
     /// `None`, and a line that says so, where this user may not mount.
     fn at(path: &Path, options: &str) -> Option<Mounted> {
         std::fs::create_dir_all(path).unwrap();
-        let mounted = Mounted(path.to_owned());
         if mount(&["-t", "tmpfs", "-o", options, "tmpfs"], path) {
-            return Some(mounted);
+            return Some(Mounted(path.to_owned()));
         }
         println!("SKIPPED: no file system can be mounted here; that needs root");
-        std::mem::forget(mounted);
         None
     }
 
