@@ -47,6 +47,8 @@ mod overload;
 #[cfg(test)]
 mod record;
 #[cfg(test)]
+mod record_disk;
+#[cfg(test)]
 mod scheduler;
 #[cfg(test)]
 mod shipped;

@@ -21,6 +21,8 @@ pub(crate) struct Plan {
     pub(crate) model: PathBuf,
     /// libonnxruntime.
     pub(crate) library: PathBuf,
+    /// `state.durability`, where it is set.
+    pub(crate) durability: Option<&'static str>,
     /// Lines of TOML behind the usual ones (`[mqtt]` …).
     pub(crate) more: String,
     /// Lines of `[socket]` behind the paths.
@@ -33,6 +35,7 @@ impl Plan {
         Plan {
             model: super::demo_model(),
             library: super::library(),
+            durability: None,
             more: String::new(),
             socket: String::new(),
         }
@@ -68,13 +71,14 @@ impl Service {
     pub(crate) fn start_in(folder: tempfile::TempDir, plan: &Plan) -> Self {
         let place = folder.path();
         let config = format!(
-            "[model]\npath = {:?}\n[runtime]\nlibrary = {:?}\n[socket]\npath = {:?}\nlines_path = {:?}\n{}[state]\ndir = {:?}\n{}",
+            "[model]\npath = {:?}\n[runtime]\nlibrary = {:?}\n[socket]\npath = {:?}\nlines_path = {:?}\n{}[state]\ndir = {:?}\n{}{}",
             plan.model,
             plan.library,
             place.join("http.sock"),
             place.join("lines.sock"),
             plan.socket,
             place.join("state"),
+            plan.durability.map(|word| format!("durability = {word:?}\n")).unwrap_or_default(),
             plan.more,
         );
         std::fs::write(place.join("promptd.toml"), config).unwrap();
