@@ -9,6 +9,7 @@
 //! | [`inference`] | tokens in, tokens out: model folder, ONNX Runtime, KV cache, tokenizer, sampler, grammar |
 //! | [`engine`] | the seam between the two processes, and the child on its other side |
 //! | [`session`] | conversations kept for clients that cannot resend them |
+//! | [`record`] | what outlasts the service: accepted prompts, answers for a while, conversations |
 //! | [`scheduler`] | accepts, queues, starts and ends prompts; knows no topic and no tensor |
 //! | [`identity`] | who asks, and what they may |
 //! | [`control`] | what an operator may ask of a running promptd |
@@ -25,6 +26,7 @@ pub mod engine;
 pub mod identity;
 pub mod inference;
 pub mod mqtt;
+pub mod record;
 pub mod request;
 pub mod scheduler;
 pub mod session;

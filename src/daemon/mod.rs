@@ -18,6 +18,7 @@ use self::reload::{Reload, first_line};
 use crate::control::{Control, ReloadRequest};
 use crate::engine::client::{self, SpawnConfig};
 use crate::mqtt;
+use crate::record::{self, DiskError, Keeper, Record};
 use crate::scheduler::{self, Scheduler, State, Status};
 use crate::settings::{self, LogFormat, Settings};
 use crate::socket::{self, App};
@@ -45,6 +46,9 @@ pub enum DaemonError {
     /// Somebody else uses the state directory.
     #[error("the state directory `{}` is used by another promptd; give each its own `state.dir`", .0.display())]
     StateTaken(PathBuf),
+    /// What an earlier promptd has left in the state directory cannot be used.
+    #[error(transparent)]
+    Record(#[from] DiskError),
     /// A socket cannot be had.
     #[error(transparent)]
     Socket(#[from] socket::BindError),
@@ -75,11 +79,13 @@ pub fn run(
 ) -> Result<(), DaemonError> {
     let plan = Plan::new(settings, surroundings.clone())?;
     let reload = Reload::new(settings.clone(), surroundings, plan.limits.clone(), reread);
-    let _state = settings.state.dir.as_deref().map(lock_state).transpose()?;
+    let _state = settings.state.dir.as_deref().map(lock_state).transpose()?.flatten();
+    let record = settings.state.record_dir();
+    let record = record.map(|dir| Record::open(dir, record::Pace::default())).transpose()?;
     // One thread: the service moves bytes, and the board's cores belong to the model.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(DaemonError::System)?;
-    let served = runtime.block_on(serve(plan, reload));
+    let served = runtime.block_on(serve(plan, reload, record));
     // A blocking call that hangs (a name look-up) must not keep the process alive.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
@@ -145,7 +151,12 @@ impl Plan {
     }
 }
 
-async fn serve(plan: Plan, mut reload: Reload) -> Result<(), DaemonError> {
+async fn serve(
+    plan: Plan,
+    mut reload: Reload,
+    record: Option<(Record, Keeper)>,
+) -> Result<(), DaemonError> {
+    let (record, keeper) = record.unzip();
     let manager = ServiceManager::from_environment();
     let mut signals = Signals::new().map_err(DaemonError::System)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::System)?;
@@ -155,7 +166,7 @@ async fn serve(plan: Plan, mut reload: Reload) -> Result<(), DaemonError> {
     let (http, lines) = (bind(&plan.sockets.path)?, bind(&plan.sockets.lines_path)?);
 
     let port = client::supervise(plan.engine);
-    let (scheduler, actor) = Scheduler::start(plan.scheduler, port);
+    let (scheduler, actor) = Scheduler::with_record(plan.scheduler, port, record.as_ref());
     let (stop, stopping) = watch::channel(false);
     let (leave, leaving) = watch::channel(false);
     let (policy, policies) = wire::Policies::new(plan.policy);
@@ -179,6 +190,7 @@ async fn serve(plan: Plan, mut reload: Reload) -> Result<(), DaemonError> {
             policies,
             control: plan.mqtt_admin.then_some(control),
             limits: plan.limits,
+            record,
         };
         let door = mqtt::serve(config, scheduler.clone(), facts, leaving);
         broker.spawn(async move {
@@ -215,6 +227,11 @@ async fn serve(plan: Plan, mut reload: Reload) -> Result<(), DaemonError> {
     drop(scheduler);
     if tokio::time::timeout(FAREWELL, actor).await.is_err() {
         tracing::warn!("the engine did not end in time");
+    }
+    if let Some(keeper) = keeper
+        && !keeper.close(FAREWELL).await
+    {
+        tracing::warn!("the record could not be written to its end");
     }
     tracing::info!("stopped");
     Ok(())
@@ -369,17 +386,34 @@ impl Signals {
 }
 
 /// Makes the state directory promptd's own: only its user may look inside, and one promptd at a time may use it.
-fn lock_state(path: &Path) -> Result<File, DaemonError> {
+fn lock_state(path: &Path) -> Result<Option<File>, DaemonError> {
     let failed = |source| DaemonError::StateDir { path: path.to_owned(), source };
     let mut builder = std::fs::DirBuilder::new();
     std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700);
     builder.create(path).map_err(failed)?;
-    let lock = File::create(path.join("lock")).map_err(failed)?;
+    let file = path.join("lock");
+    // A disk that is full or cannot be written has this file from better days; to read it is enough to lock it.
+    let lock = match File::create(&file) {
+        Err(error) if is_passing(&error) => {
+            let Ok(lock) = File::open(&file) else {
+                tracing::warn!(%error, "the state directory cannot be locked: see that no other promptd uses it");
+                return Ok(None);
+            };
+            lock
+        }
+        created => created.map_err(failed)?,
+    };
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(Some(lock)),
         Err(Errno::WOULDBLOCK) => Err(DaemonError::StateTaken(path.to_owned())),
         Err(error) => Err(failed(error.into())),
     }
+}
+
+/// Whether a disk may do tomorrow what it does not today.
+fn is_passing(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), ReadOnlyFilesystem | StorageFull | QuotaExceeded)
 }
 
 /// The MQTT door's configuration: address, names and password.

@@ -110,6 +110,7 @@ impl Checker for Preparer {
         let checked = CheckedPrompt {
             prompt_tokens: prepared.prompt_tokens(),
             max_tokens: prepared.max_tokens(),
+            calls: prepared.calls(),
         };
         Ok((prepared, checked))
     }

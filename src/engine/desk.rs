@@ -159,6 +159,7 @@ mod tests {
             stop: Vec::new(),
             constraint: Constraint::None,
             logprobs: None,
+            tools: None,
         }
     }
 

@@ -6,10 +6,10 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::request::{Event, PromptId, Refusal, Request};
+use crate::request::{CallStyle, Event, PromptId, Refusal, Request};
 
 /// Raised whenever a type in this file, or one it contains, changes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The largest frame either side accepts. The largest honest one is a request: its payload is bounded by the doors
 /// (1 MiB by default, 16 MiB at most), and everything else in it is small.
@@ -99,6 +99,8 @@ pub struct CheckedPrompt {
     pub prompt_tokens: u32,
     /// The most tokens its answer can have: `max_tokens`, or what the context leaves.
     pub max_tokens: u32,
+    /// How calls of tools stand in the answer's text, where the request brings tools.
+    pub calls: Option<CallStyle>,
 }
 
 /// The stages of loading, in order.

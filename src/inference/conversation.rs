@@ -45,7 +45,7 @@ impl Marks {
             let after = content.get(start + core.len()..).unwrap_or_default();
             format!("{before}{}{core}{}{after}", self.open, self.close)
         };
-        messages.iter().map(|m| Message { role: m.role, content: mark(&m.content) }).collect()
+        messages.iter().map(|m| Message { content: mark(&m.content), ..m.clone() }).collect()
     }
 
     /// Takes the marks out of a rendered conversation and tells where contents were. `None` where marks do not come in
@@ -78,7 +78,7 @@ mod tests {
     use crate::request::Role;
 
     fn user(content: &str) -> Message {
-        Message { role: Role::User, content: content.into() }
+        Message::new(Role::User, content)
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub(super) struct Plan {
     pub(super) sampler: Sampler,
     pub(super) seed: u64,
     pub(super) form: Option<Form>,
+    /// The control token in front of calls of tools, and the text that stands for it in the answer.
+    pub(super) mark: Option<(u32, &'static str)>,
     /// How many alternatives are told of each token; `None` where nothing is.
     pub(super) logprobs: Option<u8>,
     /// Ends the answer.
@@ -255,7 +257,10 @@ impl Generation {
         self.answer.push(token);
         self.plan.sampler.note(token);
         piece.tokens.push(token);
-        let characters = self.text.push(self.plan.tokenizer.pieces(), token);
+        let mark =
+            self.plan.mark.filter(|(mark, _)| *mark == token).map(|(_, text)| text.to_owned());
+        let characters =
+            mark.unwrap_or_else(|| self.text.push(self.plan.tokenizer.pieces(), token));
         self.characters = self.characters.saturating_add(count(characters.chars().count()));
         let (text, stopped) = self.plan.stop.push(&characters);
         piece.text.push_str(&text);
@@ -318,6 +323,7 @@ mod tests {
             sampler: Sampler::new(Sampling::default(), 5, &[]),
             seed: 5,
             form: None,
+            mark: None,
             logprobs: None,
             eos: vec![2].into(),
             tokenizer: Arc::new(tiny()),

@@ -17,8 +17,9 @@ use super::form::{Endings, Form};
 use super::lark;
 use super::schema;
 use super::tokenizer::Tokenizer;
+use super::tools;
 use super::trial::Trials;
-use crate::request::{Code, Constraint, Refusal};
+use crate::request::{CallStyle, Code, Constraint, Refusal, ToolChoice, Tools};
 
 /// The largest schema or expression. `OpenAI` allows 15,000 characters of names in a schema; this is several times that.
 const MAX_SOURCE_BYTES: usize = 64 << 10;
@@ -42,6 +43,24 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const MAX_OVERDUE: usize = 1;
 /// Reasons reach clients; llguidance's can hold whole expressions.
 const MAX_REASON_CHARS: usize = 300;
+
+/// What an answer is held to.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Demand {
+    /// Its form.
+    pub(super) constraint: Constraint,
+    /// The tools it may call, and how the model writes calls.
+    pub(super) calls: Option<(Tools, CallStyle)>,
+}
+
+impl Demand {
+    /// The demand of a request.
+    pub(super) fn new(constraint: &Constraint, calls: Option<(&Tools, CallStyle)>) -> Self {
+        let calls = calls.filter(|(tools, _)| tools.choice != ToolChoice::None);
+        let calls = calls.map(|(tools, style)| (tools.clone(), style));
+        Demand { constraint: constraint.clone(), calls }
+    }
+}
 
 /// Compiles constraints for one tokenizer.
 #[derive(Clone, Debug)]
@@ -87,8 +106,8 @@ impl Grammars {
     }
 
     /// The form of an answer that begins; `None` where any text will do.
-    pub(super) fn compile(&self, constraint: &Constraint) -> Result<Option<Form>, Refusal> {
-        let matcher = self.compile_within(constraint, DEADLINE)?;
+    pub(super) fn compile(&self, demand: &Demand) -> Result<Option<Form>, Refusal> {
+        let matcher = self.compile_within(demand, DEADLINE)?;
         let endings = || Arc::new(Endings::new(self.0.tokenizer.pieces(), self.0.vocab));
         Ok(matcher
             .map(|matcher| Form::new(matcher, Arc::clone(self.0.endings.get_or_init(endings)))))
@@ -97,30 +116,31 @@ impl Grammars {
     /// The matcher alone, for tests.
     #[cfg(test)]
     pub(super) fn compile_matcher(&self, constraint: &Constraint) -> Result<Matcher, Refusal> {
-        self.compile_within(constraint, DEADLINE)?.ok_or_else(|| unusable("there is none"))
+        self.compile_within(&Demand::new(constraint, None), DEADLINE)?
+            .ok_or_else(|| unusable("there is none"))
     }
 
     /// Compilers recurse, may panic and may take for ever: each runs on a thread of its own.
     fn compile_within(
         &self,
-        constraint: &Constraint,
+        demand: &Demand,
         deadline: Duration,
     ) -> Result<Option<Matcher>, Refusal> {
-        if *constraint == Constraint::None {
+        if demand.constraint == Constraint::None && demand.calls.is_none() {
             return Ok(None);
         }
-        check(constraint)?;
+        check(demand)?;
         if let Some(trials) = self.0.trials.get() {
-            trials.pass(constraint, deadline)?;
+            trials.pass(demand, deadline)?;
         }
         if self.0.overdue() >= MAX_OVERDUE {
             let message = "another request's schema has been compiling for too long; ask again later, or without a schema";
             return Err(Refusal::new(Code::Busy, message).with_retry_after(DEADLINE));
         }
-        let (compiler, constraint) = (Arc::clone(&self.0), constraint.clone());
+        let (compiler, demand) = (Arc::clone(&self.0), demand.clone());
         let (sender, receiver) = sync_channel(1);
         // Nobody receives when the deadline passed.
-        let work = move || drop(sender.send(compiler.build(&constraint)));
+        let work = move || drop(sender.send(compiler.build(&demand)));
         let thread =
             std::thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES).spawn(work);
         let failed = |error| {
@@ -152,13 +172,15 @@ impl Compiler {
         overdue.len()
     }
 
-    fn build(&self, constraint: &Constraint) -> Result<Matcher, Refusal> {
+    fn build(&self, demand: &Demand) -> Result<Matcher, Refusal> {
         let factory = self.factory.get_or_init(|| self.factory()).as_ref();
         let factory = factory.map_err(|reason| {
             let message = format!("this model's tokenizer cannot be constrained: {reason}");
             Refusal::new(Code::Unsupported, message).with_param("response_format")
         })?;
-        compile(factory, constraint)
+        let mark =
+            demand.calls.as_ref().and_then(|(_, style)| self.tokenizer.control(style.mark()));
+        compile(factory, demand, mark)
     }
 
     fn factory(&self) -> Result<ParserFactory, String> {
@@ -188,9 +210,19 @@ fn limited(environment: &TokEnv) -> Result<ParserFactory, String> {
     Ok(factory)
 }
 
-fn compile(factory: &ParserFactory, constraint: &Constraint) -> Result<Matcher, Refusal> {
-    let parser =
-        factory.create_parser(grammar(constraint)?).map_err(|error| unusable(error.to_string()))?;
+fn compile(
+    factory: &ParserFactory,
+    demand: &Demand,
+    mark: Option<u32>,
+) -> Result<Matcher, Refusal> {
+    let grammar = match &demand.calls {
+        None => grammar(&demand.constraint)?,
+        Some((list, style)) => {
+            let lark = tools::grammar(list, *style, mark, &demand.constraint)?;
+            TopLevelGrammar::from_lark(lark)
+        }
+    };
+    let parser = factory.create_parser(grammar).map_err(|error| unusable(error.to_string()))?;
     let mut matcher = Matcher::new(Ok(parser));
     match matcher.get_error() {
         Some(error) => Err(unusable(error)),
@@ -203,11 +235,11 @@ fn compile(factory: &ParserFactory, constraint: &Constraint) -> Result<Matcher, 
 }
 
 /// Compiles a form for a tokenizer of single bytes, in a process that may end by it.
-pub(super) fn try_alone(constraint: Constraint) -> Result<(), Refusal> {
+pub(super) fn try_alone(demand: Demand) -> Result<(), Refusal> {
     let work = move || {
-        check(&constraint)?;
+        check(&demand)?;
         let factory = limited(&ApproximateTokEnv::single_byte_env()).map_err(unusable)?;
-        compile(&factory, &constraint).map(drop)
+        compile(&factory, &demand, None).map(drop)
     };
     let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(work);
     let thread = thread.map_err(|error| unusable(format!("there is no room for it: {error}")))?;
@@ -232,19 +264,35 @@ fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, Refusal> {
 }
 
 /// A schema with our own compiler options, which also takes the place of any that the client wrote into it.
-fn of_schema(mut value: Value) -> TopLevelGrammar {
+fn of_schema(value: Value) -> TopLevelGrammar {
+    TopLevelGrammar::from_json_schema(with_options(value, "", ":"))
+}
+
+/// A schema with the compiler's options inside. `space` stands behind a comma, `colon` between name and value.
+pub(super) fn with_options(mut value: Value, space: &str, colon: &str) -> Value {
     // Free white space would let a weak model write spaces until its tokens run out.
     let options = JsonCompileOptions {
         whitespace_flexible: false,
         // Each character has one way to be written: a name in `\u` escapes would pass for another than it is.
         json_allowed_escapes: Some("nrbtf\\\"".to_owned()),
+        item_separator: format!(",{space}"),
+        key_separator: colon.to_owned(),
         ..JsonCompileOptions::default()
     };
     options.apply_to(&mut value);
-    TopLevelGrammar::from_json_schema(value)
+    value
 }
 
-fn check(constraint: &Constraint) -> Result<(), Refusal> {
+fn check(demand: &Demand) -> Result<(), Refusal> {
+    if let Some((tools, _)) = &demand.calls {
+        let all: usize = tools.list.iter().map(|tool| tool.parameters.len()).sum();
+        let deepest = tools.list.iter().map(|tool| nesting(&tool.parameters)).max().unwrap_or(0);
+        within(all, deepest, MAX_DEPTH).map_err(|refusal| refusal.with_param("tools"))?;
+    }
+    check_constraint(&demand.constraint)
+}
+
+fn check_constraint(constraint: &Constraint) -> Result<(), Refusal> {
     let (length, depth, limit) = match constraint {
         Constraint::None | Constraint::JsonObject => return Ok(()),
         Constraint::JsonSchema(source) => (source.len(), nesting(source), MAX_DEPTH),
@@ -258,6 +306,10 @@ fn check(constraint: &Constraint) -> Result<(), Refusal> {
             (choices.iter().map(String::len).sum(), 0, 1)
         }
     };
+    within(length, depth, limit)
+}
+
+fn within(length: usize, depth: usize, limit: usize) -> Result<(), Refusal> {
     if length > MAX_SOURCE_BYTES {
         let refusal =
             unusable(format!("it has {length} bytes, at most {MAX_SOURCE_BYTES} are compiled"));
@@ -318,7 +370,8 @@ mod tests {
 
     /// The only text a constraint allows, where it allows only one.
     fn forced(constraint: &Constraint) -> String {
-        let mut matcher = grammars().compile_within(constraint, DEADLINE).unwrap().unwrap();
+        let mut matcher =
+            grammars().compile_within(&Demand::new(constraint, None), DEADLINE).unwrap().unwrap();
         let mut bytes = Vec::new();
         while !matcher.is_stopped() {
             let mask = matcher.compute_mask().unwrap();
@@ -338,8 +391,8 @@ mod tests {
         );
         assert_eq!(forced(&Constraint::Regex("ab{2}c".into())), "abbc");
         assert_eq!(forced(&Constraint::Choices(vec!["a.b(c) #&~-/".into()])), "a.b(c) #&~-/");
-        assert!(grammars().compile(&Constraint::None).unwrap().is_none());
-        assert!(grammars().compile(&Constraint::JsonObject).unwrap().is_some());
+        assert!(grammars().compile(&Demand::new(&Constraint::None, None)).unwrap().is_none());
+        assert!(grammars().compile(&Demand::new(&Constraint::JsonObject, None)).unwrap().is_some());
     }
 
     #[test]
@@ -367,7 +420,7 @@ mod tests {
             (Constraint::Choices(vec![]), "at least one"),
         ];
         for (constraint, words) in cases {
-            let refusal = grammars().compile(&constraint).err().unwrap();
+            let refusal = grammars().compile(&Demand::new(&constraint, None)).err().unwrap();
             assert_eq!(
                 (refusal.code, refusal.param.as_deref()),
                 (Code::BadRequest, Some("response_format"))
@@ -382,15 +435,18 @@ mod tests {
         let choice = Constraint::Choices(vec!["a".into()]);
         // Some ten thousand states: a hundred times the deadline.
         let slow = Constraint::JsonSchema(r#"{"type":"number","multipleOf":9973}"#.into());
-        let late = grammars.compile_within(&slow, Duration::from_millis(1)).err().unwrap();
+        let late = grammars
+            .compile_within(&Demand::new(&slow, None), Duration::from_millis(1))
+            .err()
+            .unwrap();
         assert!(late.message.contains("more than 0.001 s"), "{}", late.message);
         let patience = std::time::Instant::now() + Duration::from_mins(1);
         while grammars.0.overdue() > 0 {
-            let refused = grammars.compile(&choice).err();
+            let refused = grammars.compile(&Demand::new(&choice, None)).err();
             assert!(refused.is_none_or(|refusal| refusal.code == Code::Busy));
             assert!(std::time::Instant::now() < patience);
             std::thread::yield_now();
         }
-        assert!(grammars.compile(&choice).unwrap().is_some());
+        assert!(grammars.compile(&Demand::new(&choice, None)).unwrap().is_some());
     }
 }

@@ -34,6 +34,7 @@ mod template;
 #[cfg(test)]
 mod test_material;
 mod tokenizer;
+mod tools;
 pub mod trial;
 
 use std::collections::VecDeque;

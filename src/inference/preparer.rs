@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use super::conversation::Marks;
 use super::form::Form;
-use super::grammar::Grammars;
+use super::grammar::{Demand, Grammars};
 use super::template::Template;
 use super::tokenizer::Tokenizer;
-use crate::request::{Code, Input, Message, Refusal, Request, Role, Sampling};
+use super::tools;
+use crate::request::{
+    CallStyle, Code, Input, Message, Refusal, Request, Role, Sampling, ToolChoice, Tools,
+};
 
 /// Turns requests into prompts that can be run.
 #[derive(Clone, Debug)]
@@ -33,6 +36,8 @@ pub struct Prepared {
     pub(super) sampling: Sampling,
     pub(super) stop: Vec<String>,
     pub(super) form: Option<Form>,
+    pub(super) calls: Option<CallStyle>,
+    pub(super) mark: Option<(u32, &'static str)>,
     pub(super) logprobs: Option<u8>,
 }
 
@@ -56,6 +61,11 @@ impl Prepared {
         self.max_tokens
     }
 
+    /// How calls of tools stand in the answer's text, where it may call any.
+    pub fn calls(&self) -> Option<CallStyle> {
+        self.calls
+    }
+
     /// The prompt's tokens.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
@@ -76,12 +86,12 @@ impl Preparer {
     /// conversation the model's template refuses, `unsupported` for a conversation where there is no template.
     pub fn prepare(&self, request: &Request) -> Result<Prepared, Refusal> {
         let tokens = match &request.input {
-            Input::Chat(messages) => self.conversation(messages)?,
+            Input::Chat(messages) => self.conversation(messages, request.tools.as_ref())?,
             Input::Ask { system, text } if self.parts.template.is_some() => {
-                let message = |role, content: &str| Message { role, content: content.to_owned() };
+                let message = |role, content: &str| Message::new(role, content);
                 let system = system.iter().map(|system| message(Role::System, system));
                 let messages: Vec<Message> = system.chain([message(Role::User, text)]).collect();
-                self.conversation(&messages)?
+                self.conversation(&messages, None)?
             }
             Input::Ask { system: Some(system), text } => {
                 self.text(&format!("{system}\n\n{text}"))?
@@ -118,13 +128,22 @@ impl Preparer {
             return Err(too_long(context, u64::from(have), ""));
         };
         self.check_bias(&request.sampling)?;
-        let form = self.parts.grammars.compile(&request.constraint)?;
+        let template = self.parts.template.as_ref();
+        let style = template.and_then(Template::calls).unwrap_or(CallStyle::Hermes);
+        let tools = request.tools.as_ref().filter(|tools| tools.choice != ToolChoice::None);
+        let calls = tools.map(|_| style);
+        let demand = Demand::new(&request.constraint, tools.map(|tools| (tools, style)));
+        let form = self.parts.grammars.compile(&demand)?;
+        let mark = calls.map(CallStyle::mark);
+        let mark = mark.and_then(|mark| Some((self.parts.tokenizer.control(mark)?, mark)));
         Ok(Prepared {
             tokens,
             max_tokens: request.max_tokens.map_or(room, |most| most.min(room)),
             sampling: request.sampling.clone(),
             stop: request.stop.clone(),
             form,
+            calls,
+            mark,
             logprobs: request.logprobs,
         })
     }
@@ -150,18 +169,32 @@ impl Preparer {
         self.parts.tokenizer.encode_text(text).map_err(tokenizer_failed)
     }
 
-    fn conversation(&self, messages: &[Message]) -> Result<Vec<u32>, Refusal> {
+    fn conversation(
+        &self,
+        messages: &[Message],
+        tools: Option<&Tools>,
+    ) -> Result<Vec<u32>, Refusal> {
         let Some(template) = &self.parts.template else {
             let message = "this model has no chat template, so it cannot hold a conversation; ask it to complete a text instead";
             return Err(Refusal::new(Code::Unsupported, message).with_param("messages"));
         };
+        let in_words;
+        let (messages, tools) = if template.calls().is_some() {
+            (messages, tools)
+        } else {
+            in_words = tools::in_words(messages, tools);
+            (in_words.as_slice(), None)
+        };
         self.check_bytes(messages.iter().map(|m| m.content.len()).sum())?;
         let tokenizer = &self.parts.tokenizer;
-        let plain = template.render(messages)?;
+        self.check_calls(messages, tools)?;
+        let plain = template.render(messages, tools)?;
         let marks = Marks::for_messages(messages);
         // A template may refuse marked contents that it takes plain, when it looks into them.
-        let marked =
-            template.render(&marks.put(messages)).ok().and_then(|marked| marks.take(&marked));
+        let marked = template
+            .render(&marks.put(messages), tools)
+            .ok()
+            .and_then(|marked| marks.take(&marked));
         let ids = match marked {
             Some((text, client)) if text == plain => tokenizer.encode_conversation(&plain, &client),
             _ if messages.iter().any(|m| tokenizer.has_special(&m.content)) => {
@@ -172,6 +205,29 @@ impl Preparer {
             _ => tokenizer.encode_speaking(&plain),
         };
         ids.map_err(tokenizer_failed)
+    }
+
+    /// Refuses tools and calls that hold the text of a control token: templates write them as JSON, between control tokens
+    /// of their own, and what is whose could not be told apart there.
+    fn check_calls(&self, messages: &[Message], tools: Option<&Tools>) -> Result<(), Refusal> {
+        let special = |text: &str| self.parts.tokenizer.has_special(text);
+        let refuse = |what: &str, param: &str| {
+            let message = format!(
+                "{what} holds the text of one of the model's control tokens; leave that text out"
+            );
+            Err(Refusal::bad_request(message).with_param(param))
+        };
+        let mut calls = messages.iter().flat_map(|message| &message.calls);
+        if calls.any(|call| special(&call.arguments) || special(&call.id)) {
+            return refuse("a call of a tool", "messages");
+        }
+        let texts = |tool: &crate::request::Tool| {
+            special(&tool.parameters) || tool.description.as_deref().is_some_and(special)
+        };
+        if tools.is_some_and(|tools| tools.list.iter().any(texts)) {
+            return refuse("a tool", "tools");
+        }
+        Ok(())
     }
 
     /// Refuses what is certainly too long before tokenising it: a token has at most so many bytes.

@@ -71,6 +71,7 @@ impl Runner {
             sampler,
             seed,
             form: prepared.form,
+            mark: prepared.mark,
             logprobs: prepared.logprobs,
             eos: Arc::clone(&self.eos),
             tokenizer: Arc::clone(&self.tokenizer),

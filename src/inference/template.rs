@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter};
 
 use super::error::{LoadError, chain};
-use crate::request::{Code, Message, Refusal};
+use super::tools;
+use crate::request::{CallStyle, Code, Message, Refusal, Tools};
 
 /// The largest template among the well-known models has 13 kB.
 const MAX_SOURCE_BYTES: usize = 64 << 10;
@@ -30,6 +31,8 @@ pub(super) struct Template {
     environment: Arc<Environment<'static>>,
     bos: String,
     eos: String,
+    /// How the model writes calls of tools, where the template tells it of tools.
+    calls: Option<CallStyle>,
     /// Today's date as templates ask for it; fixed by tests.
     now: Arc<dyn Fn(&str) -> String + Send + Sync>,
 }
@@ -53,6 +56,7 @@ impl Template {
     ) -> Result<Self, LoadError> {
         let wrong = |reason: String| LoadError::File { path: PathBuf::from(file), reason };
         check_source(source).map_err(wrong)?;
+        let calls = tools::style_of(source);
         let source = source.to_owned();
         let compile = move || environment(source);
         let thread =
@@ -67,10 +71,11 @@ impl Template {
             environment: Arc::new(environment),
             bos: bos.unwrap_or_default(),
             eos: eos.unwrap_or_default(),
+            calls,
             now: Arc::new(super::date::now),
         };
-        let probe = [Message { role: crate::request::Role::User, content: "Hello".into() }];
-        match template.try_render(&probe) {
+        let probe = [Message::new(crate::request::Role::User, "Hello")];
+        match template.try_render(&probe, None) {
             Ok(text) if text.contains("Hello") => Ok(template),
             Ok(_) => Err(wrong(
                 "the chat template drops what the user says (tried with one message)".into(),
@@ -82,9 +87,18 @@ impl Template {
         }
     }
 
+    /// How the model writes calls of tools, where the template tells it of tools.
+    pub(super) fn calls(&self) -> Option<CallStyle> {
+        self.calls
+    }
+
     /// The conversation as the model wants it, ready for its answer.
-    pub(super) fn render(&self, messages: &[Message]) -> Result<String, Refusal> {
-        self.try_render(messages).map_err(|error| match error.kind() {
+    pub(super) fn render(
+        &self,
+        messages: &[Message],
+        tools: Option<&Tools>,
+    ) -> Result<String, Refusal> {
+        self.try_render(messages, tools).map_err(|error| match error.kind() {
             ErrorKind::OutOfFuel => {
                 Refusal::bad_request("the conversation is too long for the model's chat template")
                     .with_param("messages")
@@ -104,18 +118,45 @@ impl Template {
         })
     }
 
-    fn try_render(&self, messages: &[Message]) -> Result<String, minijinja::Error> {
+    fn try_render(
+        &self,
+        messages: &[Message],
+        tools: Option<&Tools>,
+    ) -> Result<String, minijinja::Error> {
         #[derive(Serialize)]
         struct Turn<'a> {
             role: &'a str,
             content: &'a str,
+            // Templates ask whether these are there at all.
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            tool_calls: Vec<serde_json::Value>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            tool_call_id: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            name: Option<&'a str>,
         }
-        let turns: Vec<Turn<'_>> =
-            messages.iter().map(|m| Turn { role: m.role.as_str(), content: &m.content }).collect();
+        let called = |id: &str| {
+            let calls = messages.iter().flat_map(|message| &message.calls);
+            calls.filter(|call| call.id == id).map(|call| call.name.as_str()).next_back()
+        };
+        let turns: Vec<Turn<'_>> = messages
+            .iter()
+            .map(|message| Turn {
+                role: message.role.as_str(),
+                content: &message.content,
+                tool_calls: message.calls.iter().map(tools::call_object).collect(),
+                tool_call_id: message.call_id.as_deref(),
+                name: message.call_id.as_deref().and_then(called),
+            })
+            .collect();
+        let tools = tools.map_or(Value::UNDEFINED, |tools| {
+            Value::from(Serde(tools.list.iter().map(tools::object).collect::<Vec<_>>()))
+        });
         let now = Arc::clone(&self.now);
         let strftime = Value::from_function(move |format: &str| now(format));
         self.environment.get_template(NAME)?.render(context! {
             messages => Value::from(Serde(turns)),
+            tools => tools,
             bos_token => &self.bos,
             eos_token => &self.eos,
             add_generation_prompt => true,
@@ -268,14 +309,14 @@ mod tests {
     }
 
     fn user(content: &str) -> Message {
-        Message { role: Role::User, content: content.into() }
+        Message::new(Role::User, content)
     }
 
     #[test]
     fn a_conversation_is_rendered() {
         let source = "{{ bos_token }}{% for m in messages %}\n  {% if m['role'] == 'user' %}\n[{{ m.content.strip() | tojson }}]\n  {% endif %}\n{% endfor %}{% if add_generation_prompt %}>{% endif %}";
         assert_eq!(
-            compile(source).unwrap().render(&[user(" a<b>'é\" ")]).unwrap(),
+            compile(source).unwrap().render(&[user(" a<b>'é\" ")], None).unwrap(),
             "<s>[\"a<b>'é\\\"\"]\n>"
         );
     }
@@ -284,7 +325,7 @@ mod tests {
     fn json_is_spaced_as_python_does() {
         let source = "{{ {'a': [1, 2.5, none], 'b': {}} | tojson }}{{ messages[0].content }}";
         assert_eq!(
-            compile(source).unwrap().render(&[user("")]).unwrap(),
+            compile(source).unwrap().render(&[user("")], None).unwrap(),
             "{\"a\": [1, 2.5, null], \"b\": {}}"
         );
     }
@@ -316,27 +357,27 @@ mod tests {
         let template = compile(source).unwrap();
         let many: Vec<Message> =
             (0..20_000).map(|_| user("How warm is it in the greenhouse?")).collect();
-        assert!(template.render(&many).unwrap().len() > 600_000);
-        assert!(template.render(&[user(&"x".repeat(16 << 20))]).is_ok());
+        assert!(template.render(&many, None).unwrap().len() > 600_000);
+        assert!(template.render(&[user(&"x".repeat(16 << 20))], None).is_ok());
     }
 
     #[test]
     fn the_models_own_rules_reach_the_asker() {
         let source = "{% if messages[0].content == 'x' %}{{ raise_exception('roles must alternate') }}{% endif %}{{ messages[0].content }}";
-        let refusal = compile(source).unwrap().render(&[user("x")]).unwrap_err();
+        let refusal = compile(source).unwrap().render(&[user("x")], None).unwrap_err();
         assert_eq!(refusal.code, Code::BadRequest);
         assert!(refusal.message.contains("roles must alternate"));
     }
 
-    /// What transformers renders, where it is at hand. Conversations with tools or with other variables than promptd
-    /// passes are left out.
+    /// What transformers renders, where it is at hand. Conversations with other variables than promptd passes are left out,
+    /// and tools for templates whose calls are told in words.
     #[test]
     fn renderings_equal_the_reference() {
         let Some(root) = test_material::root() else { return };
         let (mut right, mut total, mut wrong) = (0, 0, Vec::new());
         for line in test_material::lines("chat-templates/vectors.jsonl").unwrap() {
             let context = line["context"].as_object().unwrap();
-            let known = ["messages", "add_generation_prompt", "date_string"];
+            let known = ["messages", "add_generation_prompt", "date_string", "tools"];
             let messages: Option<Vec<Message>> =
                 line["context"]["messages"].as_array().unwrap().iter().map(message).collect();
             let (Some(messages), true) =
@@ -356,10 +397,15 @@ mod tests {
                 source.insert_str(0, &format!("{{% set date_string = {date} %}}"));
             }
             let text = |key: &str| line[key].as_str().map(str::to_owned);
+            let given = context.get("tools").map(given_tools);
+            let compiled = Template::compile(&file, &source, text("bos_token"), text("eos_token"));
+            if given.is_some() && compiled.as_ref().is_ok_and(|template| template.calls.is_none()) {
+                continue;
+            }
             total += 1;
-            let rendered = Template::compile(&file, &source, text("bos_token"), text("eos_token"))
-                .map_err(|error| error.to_string())
-                .and_then(|template| template.render(&messages).map_err(|refusal| refusal.message));
+            let rendered = compiled.map_err(|error| error.to_string()).and_then(|template| {
+                template.render(&messages, given.as_ref()).map_err(|refusal| refusal.message)
+            });
             let equal = match (&rendered, line["expected"].as_str()) {
                 (Ok(text), Some(expected)) => text == expected,
                 (Err(_), None) => true,
@@ -375,17 +421,40 @@ mod tests {
         assert!(wrong.is_empty(), "{right} of {total} equal\n{}", wrong.join("\n"));
     }
 
+    fn given_tools(value: &serde_json::Value) -> Tools {
+        let tool = |tool: &serde_json::Value| {
+            let function = &tool["function"];
+            crate::request::Tool {
+                name: function["name"].as_str().unwrap().to_owned(),
+                description: function["description"].as_str().map(str::to_owned),
+                parameters: function["parameters"].to_string(),
+            }
+        };
+        let list = value.as_array().unwrap().iter().map(tool).collect();
+        Tools { list, choice: crate::request::ToolChoice::Auto, parallel: true }
+    }
+
     fn message(value: &serde_json::Value) -> Option<Message> {
         let fields = value.as_object()?;
-        if fields.len() != 2 {
-            return None;
-        }
         let role = match fields["role"].as_str()? {
             "system" => Role::System,
             "user" => Role::User,
             "assistant" => Role::Assistant,
+            "tool" => Role::Tool,
             _ => return None,
         };
-        Some(Message { role, content: fields["content"].as_str()?.to_owned() })
+        let call = |call: &serde_json::Value| crate::request::ToolCall {
+            id: call["id"].as_str().unwrap().to_owned(),
+            name: call["function"]["name"].as_str().unwrap().to_owned(),
+            arguments: call["function"]["arguments"].to_string(),
+        };
+        let calls = fields.get("tool_calls").and_then(|calls| calls.as_array());
+        let content = fields["content"].as_str().map(str::to_owned);
+        Some(Message {
+            role,
+            content: content.or_else(|| calls.map(|_| String::new()))?,
+            calls: calls.into_iter().flatten().map(call).collect(),
+            call_id: fields.get("tool_call_id").and_then(|id| id.as_str()).map(str::to_owned),
+        })
     }
 }

@@ -117,6 +117,11 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// The control token of this name: one that stands for no text.
+    pub(super) fn control(&self, name: &str) -> Option<u32> {
+        self.inner.token_to_id(name).filter(|id| self.pieces.bytes(*id).is_empty())
+    }
+
     /// The bytes behind the ids.
     pub(super) fn pieces(&self) -> &Pieces {
         &self.pieces

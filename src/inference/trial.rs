@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::grammar;
-use crate::request::{Code, Constraint, Refusal};
+use super::grammar::{self, Demand};
+use crate::request::{Code, Refusal};
 
 /// What the program is called with. Its standard input is the form as JSON, its standard output the refusal, if there is
 /// one.
@@ -33,7 +33,7 @@ const LOOK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_mil
 #[derive(Debug)]
 pub(super) struct Trials {
     program: PathBuf,
-    passed: Mutex<VecDeque<Constraint>>,
+    passed: Mutex<VecDeque<Demand>>,
 }
 
 impl Trials {
@@ -43,8 +43,8 @@ impl Trials {
     }
 
     /// Whether a form compiles within the limits and the time.
-    pub(super) fn pass(&self, constraint: &Constraint, time: Duration) -> Result<(), Refusal> {
-        if self.lock().contains(constraint) {
+    pub(super) fn pass(&self, demand: &Demand, time: Duration) -> Result<(), Refusal> {
+        if self.lock().contains(demand) {
             return Ok(());
         }
         let failed = |error: std::io::Error| {
@@ -52,7 +52,7 @@ impl Trials {
                 format!("cannot start a process to compile the form of the answer: {error}");
             Refusal::new(Code::Internal, message)
         };
-        let (mut child, mut said) = self.start(constraint).map_err(failed)?;
+        let (mut child, mut said) = self.start(demand).map_err(failed)?;
         let Some(status) = wait(&mut child, time).map_err(failed)? else {
             let seconds = time.as_secs_f32();
             return Err(grammar::unusable(format!(
@@ -62,7 +62,7 @@ impl Trials {
         if status.success() {
             let mut passed = self.lock();
             passed.truncate(REMEMBERED - 1);
-            passed.push_front(constraint.clone());
+            passed.push_front(demand.clone());
             return Ok(());
         }
         said.rewind().map_err(failed)?;
@@ -72,12 +72,12 @@ impl Trials {
         }))
     }
 
-    fn start(&self, constraint: &Constraint) -> std::io::Result<(Child, File)> {
+    fn start(&self, demand: &Demand) -> std::io::Result<(Child, File)> {
         // Files and not pipes: nobody has to write or read while the other does.
         let file =
             |name| rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).map(File::from);
         let (mut input, output) = (file("form")?, file("refusal")?);
-        input.write_all(&serde_json::to_vec(constraint)?)?;
+        input.write_all(&serde_json::to_vec(demand)?)?;
         input.rewind()?;
         let mut command = Command::new(&self.program);
         command.arg(ARGUMENT).env_clear().stderr(Stdio::null());
@@ -85,7 +85,7 @@ impl Trials {
         Ok((child, output))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Constraint>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Demand>> {
         self.passed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -124,8 +124,8 @@ pub fn run(mut input: impl Read, mut output: impl std::io::Write) -> bool {
     if input.read_to_end(&mut form).is_err() {
         return false;
     }
-    let Ok(constraint) = serde_json::from_slice::<Constraint>(&form) else { return false };
-    let Err(refusal) = grammar::try_alone(constraint) else { return true };
+    let Ok(demand) = serde_json::from_slice::<Demand>(&form) else { return false };
+    let Err(refusal) = grammar::try_alone(demand) else { return true };
     let written = serde_json::to_vec(&refusal).is_ok_and(|bytes| output.write_all(&bytes).is_ok());
     tracing::debug!(written, "{refusal}");
     false

@@ -17,6 +17,7 @@ use super::outbox::{Next, Outbox, Owner};
 use super::prompt::Numbered;
 use super::reply::{self, Address, Allowed, Form};
 use super::seldom::Seldom;
+use super::shelf::{News, Shelf};
 use super::states::STATUS_EVERY;
 use super::topic::Topics;
 use super::{Config, ConfigError, Facts};
@@ -52,6 +53,9 @@ pub(crate) async fn run(
         will_topic: door.topics.availability(),
     };
     let mut policies = door.facts.policies.clone();
+    // Before the broker can send them again.
+    let left = door.shelf.take();
+    door.restore(left, Instant::now());
     let (sender, mut events) = mpsc::channel(EVENTS);
     let link = tokio::spawn(link::run(options, sender, chance));
     loop {
@@ -64,6 +68,7 @@ pub(crate) async fn run(
             Some(ended) = door.tasks.join_next_with_id(), if !door.tasks.is_empty() => door.task_ended(ended, Instant::now()),
             Ok(()) = door.status.changed() => door.status_dirty = true,
             () = policies.changed() => door.policy_changed(),
+            news = door.shelf.news() => door.recorded(news, Instant::now()),
             () = tokio::time::sleep_until(wake) => {}
         }
         door.upkeep(Instant::now());
@@ -101,23 +106,31 @@ pub(super) struct Connection {
     subscribe_again: Option<Instant>,
 }
 
-/// What the door knows of a prompt in work.
+/// What an asker wants besides the answer's text.
 #[derive(Debug)]
-pub(super) struct Prompt {
+pub(super) struct Wanted {
     pub(super) to: Address,
     pub(super) form: Form,
     pub(super) id: Option<String>,
     pub(super) is_json: bool,
     /// Whether the answer tells what the model thought of its tokens.
     pub(super) logprobs: bool,
+    pub(super) stream: bool,
+    /// After this nobody wants the answer.
+    pub(super) until: Option<Instant>,
+    /// How many services have taken it up.
+    pub(super) attempt: u32,
+}
+
+/// What the door knows of a prompt in work.
+#[derive(Debug)]
+pub(super) struct Prompt {
+    pub(super) wanted: Wanted,
     /// The conversation that it continues.
     pub(super) session: Option<InSession>,
-    pub(super) stream: bool,
     /// The level in the topics of its stream: the asker's id, or promptd's number once there is one.
     pub(super) level: Option<String>,
     pub(super) seq: u64,
-    /// After this nobody wants the answer.
-    pub(super) until: Option<Instant>,
     pub(super) task: AbortHandle,
     /// Dropping it cancels the prompt.
     pub(super) stop: Option<oneshot::Sender<()>>,
@@ -132,6 +145,7 @@ pub(super) struct Door {
     pub(super) status: watch::Receiver<Status>,
     pub(super) ledger: Ledger,
     pub(super) outbox: Outbox,
+    pub(super) shelf: Shelf,
     pub(super) connection: Option<Connection>,
     pub(super) prompts: BTreeMap<u64, Prompt>,
     pub(super) tasks: JoinSet<()>,
@@ -163,11 +177,12 @@ impl Door {
                 prefixes: config.reply_prefixes.clone(),
                 restrict_response_topics: config.restrict_response_topics,
             },
-            facts,
             status: scheduler.status(),
             scheduler,
             ledger: Ledger::default(),
             outbox: Outbox::default(),
+            shelf: Shelf::new(facts.record.clone()),
+            facts,
             connection: None,
             prompts: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -215,6 +230,7 @@ impl Door {
         if self.tidied + TIDY_EVERY <= now {
             self.tidied = now;
             self.ledger.forget(now);
+            self.forget();
         }
         if let Some(connection) = &mut self.connection
             && connection.subscribe_again.is_some_and(|at| at <= now)
@@ -320,12 +336,36 @@ impl Door {
         if let Owner::Answer(number) = owner {
             let deliveries = self.ledger.delivered(*number, now);
             self.acks.extend(deliveries);
+            if !self.ledger.is_open(*number) {
+                self.shelf.delivered(*number);
+            }
+            self.forget();
         }
     }
 
     /// Acknowledges a message that needs no answer.
     pub(super) fn acknowledge(&mut self, delivery: Option<Delivery>) {
         self.acks.extend(delivery);
+    }
+
+    /// What is not kept any more is not recorded any more.
+    fn forget(&mut self) {
+        for number in self.ledger.take_forgotten() {
+            self.shelf.forget(number);
+        }
+    }
+
+    /// Something happened to the record.
+    fn recorded(&mut self, news: News, now: Instant) {
+        match news {
+            News::Safe => {
+                for number in self.shelf.take_safe() {
+                    let deliveries = self.ledger.safe(number);
+                    self.acks.extend(deliveries);
+                }
+            }
+            News::Found(items) => self.restore(items, now),
+        }
     }
 
     fn acknowledge_waiting(&mut self) {

@@ -33,7 +33,7 @@ impl Door {
         }
         let handed_back: Vec<u64> = self.prompts.keys().copied().collect();
         for number in handed_back {
-            self.ledger.hand_back(number);
+            self.hand_back(number);
         }
         self.prompts.clear();
         if self.connection.is_none() {

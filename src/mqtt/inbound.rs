@@ -6,14 +6,14 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
-use super::door::{Door, Prompt, REFUSAL_WANTED};
+use super::door::{Door, Prompt, REFUSAL_WANTED, Wanted};
 use super::ledger::{Key, Known};
 use super::message::{Message, Publication};
 use super::prompt::{self, Manner};
 use super::reply::{self, Address, Form, Wishes};
 use super::topic::{self, Inbound};
 use crate::identity::{Grant, Who};
-use crate::request::{Code, Refusal};
+use crate::request::{Code, Refusal, Submission};
 use crate::scheduler::State;
 use crate::wire::{AskError, Asked, Context, parse_ask};
 
@@ -85,6 +85,7 @@ impl Door {
         let arrival = Arrival { message, to, id, key };
         match self.ledger.lookup(&arrival.key, message.delivery, message.again) {
             Known::InWork => return debug!("a prompt in work was delivered again"),
+            Known::Safe => return self.acknowledge(message.delivery),
             Known::Answered { answer, ok } => return self.finish_now(&arrival, answer, ok, now),
             Known::New => {}
         }
@@ -203,27 +204,39 @@ impl Door {
         let until = submission.timeout.map(|timeout| now + timeout);
         let number =
             self.ledger.open(arrival.key.clone(), arrival.message.delivery, asked.id.clone());
-        let (stop, stopped) = oneshot::channel();
-        let manner = Manner { stream: asked.stream, patient: arrival.message.delivery.is_some() };
-        let ends = (self.reports.0.clone(), stopped);
-        let work = prompt::run(number, self.scheduler.clone(), submission, manner, ends);
-        let task = self.tasks.spawn(work);
-        let level = asked.id.clone().filter(|id| topic::is_id(id));
-        let to = arrival.to.clone();
-        let prompt = Prompt {
-            to,
+        let wanted = Wanted {
+            to: arrival.to.clone(),
             form,
             id: asked.id,
             is_json,
             logprobs,
-            session: None,
             stream: asked.stream,
-            level,
-            seq: 0,
             until,
-            task,
-            stop: Some(stop),
+            attempt: 1,
         };
+        let patient = arrival.message.delivery.is_some();
+        // Without a delivery (QoS 0) nothing was promised, and nothing is recorded.
+        if patient {
+            submission.recorded = self.shelf.draft(number, &arrival.key, &wanted, &submission);
+        }
+        self.spawn(number, wanted, submission, patient);
+    }
+
+    /// Lets a prompt begin its way.
+    pub(super) fn spawn(
+        &mut self,
+        number: u64,
+        wanted: Wanted,
+        submission: Submission,
+        patient: bool,
+    ) {
+        let (stop, stopped) = oneshot::channel();
+        let manner = Manner { stream: wanted.stream, patient };
+        let ends = (self.reports.0.clone(), stopped);
+        let work = prompt::run(number, self.scheduler.clone(), submission, manner, ends);
+        let task = self.tasks.spawn(work);
+        let level = wanted.id.clone().filter(|id| topic::is_id(id));
+        let prompt = Prompt { wanted, session: None, level, seq: 0, task, stop: Some(stop) };
         self.prompts.insert(number, prompt);
     }
 

@@ -15,7 +15,7 @@ use crate::request::PromptId;
 /// these are for refusals and for `cancel`.
 pub(crate) const MAX_OPEN: usize = 48;
 /// How long an answer is kept for prompts that are delivered again. Azure's RPC over MQTT uses five minutes as well.
-const KEEP: Duration = Duration::from_mins(5);
+pub(crate) const KEEP: Duration = Duration::from_mins(5);
 /// The most answers kept: redeliveries come in the first seconds, and the broker has at most 64 of them.
 const MAX_KEPT: usize = 256;
 /// The most bytes of answers kept; a usual answer has some hundred.
@@ -32,6 +32,16 @@ pub(crate) struct Key {
 }
 
 impl Key {
+    /// The key that a record has kept.
+    pub(crate) fn known(digest: [u8; 32], named: bool) -> Key {
+        Key { digest, named }
+    }
+
+    /// Its parts, for a record.
+    pub(crate) fn parts(&self) -> ([u8; 32], bool) {
+        (self.digest, self.named)
+    }
+
     /// The key of a prompt.
     pub(crate) fn new(
         reply: &str,
@@ -63,6 +73,8 @@ impl Key {
 pub(crate) enum Known {
     /// Nothing: it is new.
     New,
+    /// The same prompt is in work and safe: this delivery can be acknowledged now.
+    Safe,
     /// The same prompt is in work, or its answer is on its way; this delivery is acknowledged with it.
     InWork,
     /// It was answered; here is the answer again.
@@ -83,10 +95,13 @@ struct Open {
     /// The messages of the answer, once there is one, and how many of them the broker has not acknowledged.
     answer: Option<(Vec<Publication>, usize)>,
     ok: bool,
+    /// It outlasts the service: its deliveries need not wait for the answer.
+    safe: bool,
 }
 
 #[derive(Debug)]
 struct Kept {
+    number: u64,
     key: Key,
     at: Instant,
     answer: Vec<Publication>,
@@ -100,6 +115,8 @@ pub(crate) struct Ledger {
     open: BTreeMap<u64, Open>,
     kept: VecDeque<Kept>,
     kept_bytes: usize,
+    /// Numbers of answers that are not kept any more.
+    forgotten: Vec<u64>,
     last: u64,
 }
 
@@ -113,6 +130,9 @@ impl Ledger {
             open.deliveries.iter().any(|d| delivery.is_some_and(|new| d.epoch == new.epoch))
         };
         if let Some(open) = open.min_by_key(|open| fresh(open)) {
+            if open.safe {
+                return Known::Safe;
+            }
             if let Some(delivery) = delivery {
                 open.deliveries.retain(|known| known.epoch == delivery.epoch);
                 open.deliveries.push(delivery);
@@ -130,9 +150,48 @@ impl Ledger {
     pub(crate) fn open(&mut self, key: Key, delivery: Option<Delivery>, id: Option<String>) -> u64 {
         self.last += 1;
         let deliveries = delivery.into_iter().collect();
-        self.open
-            .insert(self.last, Open { key, deliveries, id, prompt: None, answer: None, ok: false });
+        let (prompt, answer) = (None, None);
+        self.open.insert(
+            self.last,
+            Open { key, deliveries, id, prompt, answer, ok: false, safe: false },
+        );
         self.last
+    }
+
+    /// A prompt in work outlasts the service from now on: what can be acknowledged.
+    pub(crate) fn safe(&mut self, number: u64) -> Vec<Delivery> {
+        let Some(open) = self.open.get_mut(&number) else { return Vec::new() };
+        open.safe = true;
+        std::mem::take(&mut open.deliveries)
+    }
+
+    /// Whether a prompt is in work, or its answer on its way.
+    pub(crate) fn is_open(&self, number: u64) -> bool {
+        self.open.contains_key(&number)
+    }
+
+    /// Whether the same prompt is in work or its answer kept.
+    pub(crate) fn has(&self, key: &Key) -> bool {
+        let mut open = self.open.values().map(|open| &open.key);
+        open.any(|other| other == key) || self.kept.iter().any(|kept| kept.key == *key)
+    }
+
+    /// An answer of an earlier start is kept on, as if it had been delivered at `at`.
+    pub(crate) fn keep_on(
+        &mut self,
+        key: Key,
+        answer: Vec<Publication>,
+        ok: bool,
+        at: Instant,
+    ) -> u64 {
+        self.last += 1;
+        self.keep(Kept { number: self.last, key, at, weight: 0, answer, ok });
+        self.last
+    }
+
+    /// Answers that are not kept any more, since the last time.
+    pub(crate) fn take_forgotten(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.forgotten)
     }
 
     /// The scheduler accepted it under this number.
@@ -165,7 +224,9 @@ impl Ledger {
         // What was refused at once is refused at once again; a flood of it must not push answers out.
         if open.ok || open.prompt.is_some() {
             let answer = open.answer.map(|(answer, _)| answer).unwrap_or_default();
-            self.keep(Kept { key: open.key, at: now, weight: 0, answer, ok: open.ok });
+            self.keep(Kept { number, key: open.key, at: now, weight: 0, answer, ok: open.ok });
+        } else {
+            self.forgotten.push(number);
         }
         open.deliveries
     }
@@ -176,8 +237,10 @@ impl Ledger {
     }
 
     fn keep(&mut self, mut kept: Kept) {
-        if let Some(at) = self.kept.iter().position(|other| other.key == kept.key) {
-            self.kept_bytes -= self.kept.remove(at).map_or(0, |other| other.weight);
+        let same = self.kept.iter().position(|other| other.key == kept.key);
+        if let Some(other) = same.and_then(|at| self.kept.remove(at)) {
+            self.kept_bytes -= other.weight;
+            self.forgotten.push(other.number);
         }
         kept.weight = kept.answer.iter().map(Publication::weight).sum();
         self.kept_bytes += kept.weight;
@@ -199,6 +262,7 @@ impl Ledger {
     fn forget_oldest(&mut self) {
         if let Some(kept) = self.kept.pop_front() {
             self.kept_bytes -= kept.weight;
+            self.forgotten.push(kept.number);
         }
     }
 
@@ -217,9 +281,9 @@ impl Ledger {
         self.open.get(&number)?.id.as_deref()
     }
 
-    /// Whether the broker waits for this prompt to be acknowledged, and would send it again.
+    /// Whether the next start has this prompt: from the record, or from the broker, which waits for it to be acknowledged.
     pub(crate) fn can_come_again(&self, number: u64) -> bool {
-        self.open.get(&number).is_some_and(|open| !open.deliveries.is_empty())
+        self.open.get(&number).is_some_and(|open| open.safe || !open.deliveries.is_empty())
     }
 
     /// The prompts in work that an asker means by `id`: its own id, or promptd's number for it.

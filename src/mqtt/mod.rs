@@ -12,9 +12,10 @@
 //! | `inbound`, `outcome`, `states`, `goodbye` | what it does with messages, with what happens to a prompt, what it tells about promptd, how it leaves |
 //! | `values`, `admin` | the topics whose values profiles put into prompts, and what an operator asks |
 //!
-//! A prompt that the broker wants acknowledged (`QoS` 1) is acknowledged after the broker took its answer: if promptd
-//! dies before, the broker sends the prompt again. Acknowledgements therefore go out in the order of the answers, not of
-//! the prompts; a quick refusal is not held up by a slow answer. Brokers do not insist on the order.
+//! A prompt that the broker wants acknowledged (`QoS` 1) is acknowledged when it is safe in the record, or after the broker
+//! took its answer, whichever comes first: if promptd dies before, the broker sends the prompt again; if it dies after,
+//! the record has it. Acknowledgements go out in this order, not in that of the prompts; a quick refusal is not held up
+//! by a slow answer. Brokers do not insist on the order.
 
 mod admin;
 mod backoff;
@@ -29,7 +30,9 @@ mod outbox;
 mod outcome;
 mod prompt;
 mod reply;
+mod restore;
 mod seldom;
+mod shelf;
 mod states;
 mod topic;
 mod url;
@@ -42,6 +45,7 @@ use tokio::sync::watch;
 
 pub use self::url::{BrokerUrl, UrlError};
 use crate::control::Control;
+use crate::record::Record;
 use crate::scheduler::Scheduler;
 use crate::wire::{Limits, Policies};
 
@@ -180,6 +184,8 @@ pub struct Facts {
     pub control: Option<Control>,
     /// How large requests may be.
     pub limits: Limits,
+    /// Where accepted prompts outlast the service; `None`: nowhere.
+    pub record: Option<Record>,
 }
 
 /// Serves prompts from the broker until `shutdown` is true or its sender is gone, then says goodbye and returns, within

@@ -20,17 +20,19 @@ impl Door {
     /// Something happened to a prompt.
     pub(super) fn report(&mut self, number: u64, report: Report, now: Instant) {
         match report {
-            Report::Accepted(id, session) => {
+            Report::Accepted { id, seed, session } => {
                 self.ledger.accepted(number, id);
+                self.shelf.accepted(number, seed);
                 let Some(prompt) = self.prompts.get_mut(&number) else { return };
                 prompt.session = session;
                 prompt.level.get_or_insert_with(|| id.to_string());
                 // Without an id of its own the answer names promptd's, which the stream's topic has.
-                if prompt.stream && prompt.id.is_none() {
-                    prompt.id = Some(id.to_string());
+                if prompt.wanted.stream && prompt.wanted.id.is_none() {
+                    prompt.wanted.id = Some(id.to_string());
                 }
                 self.progress(number, None);
             }
+            Report::Started => self.shelf.started(number),
             Report::Progress(event) => self.progress(number, Some(&event)),
             Report::Piece(piece) => {
                 self.stream(number, |seq| stream_piece(None, seq, &piece.text, &piece.logprobs));
@@ -41,14 +43,17 @@ impl Door {
     }
 
     fn progress(&self, number: u64, event: Option<&Event>) {
-        let Some(prompt) = self.prompts.get(&number).filter(|prompt| prompt.stream) else { return };
+        let Some(prompt) = self.prompts.get(&number).filter(|prompt| prompt.wanted.stream) else {
+            return;
+        };
         if let (Some(level), Some(object)) = (&prompt.level, progress_object(None, event)) {
             self.tell(&Publication::json(self.topics.progress(level), &object));
         }
     }
 
     fn stream(&mut self, number: u64, object: impl FnOnce(u64) -> serde_json::Value) {
-        let Some(prompt) = self.prompts.get_mut(&number).filter(|prompt| prompt.stream) else {
+        let Some(prompt) = self.prompts.get_mut(&number).filter(|prompt| prompt.wanted.stream)
+        else {
             return;
         };
         let Some(level) = prompt.level.clone() else { return };
@@ -73,6 +78,7 @@ impl Door {
     fn ended(&mut self, number: u64, result: Result<(Text, Finish), Refusal>, now: Instant) {
         self.stream(number, |seq| stream_end(None, seq, result.as_ref().err()));
         let Some(prompt) = self.prompts.remove(&number) else { return };
+        let wanted = &prompt.wanted;
         let (messages, ok, until) = match result {
             Ok((text, finish)) => {
                 let model = self
@@ -83,17 +89,18 @@ impl Door {
                     .map(|model| model.name.clone())
                     .unwrap_or_default();
                 let answer = Answer {
-                    id: prompt.id.as_deref(),
+                    id: wanted.id.as_deref(),
                     text: &text.text,
-                    is_json: prompt.is_json,
-                    logprobs: prompt.logprobs.then_some(&text.logprobs),
+                    is_json: wanted.is_json,
+                    logprobs: wanted.logprobs.then_some(&text.logprobs),
                     finish: &finish,
                     model: &model,
                     node: Some(&self.node),
                     session: prompt.session.as_ref(),
+                    attempt: wanted.attempt,
                 };
-                let until = prompt.until.unwrap_or(now + ANSWER_WANTED);
-                (reply::answer(&prompt.to, prompt.form, &answer), true, until)
+                let until = wanted.until.unwrap_or(now + ANSWER_WANTED);
+                (reply::answer(&wanted.to, wanted.form, &answer), true, until)
             }
             // The next start gets it again and answers it; unless its asker cancelled it.
             Err(refusal)
@@ -102,11 +109,11 @@ impl Door {
                     && prompt.stop.is_some()
                     && self.ledger.can_come_again(number) =>
             {
-                return self.ledger.hand_back(number);
+                return self.hand_back(number);
             }
             Err(refusal) => {
                 let message =
-                    reply::refusal(&prompt.to, prompt.form, prompt.id.as_deref(), &refusal);
+                    reply::refusal(&wanted.to, wanted.form, wanted.id.as_deref(), &refusal);
                 (vec![message], false, now + REFUSAL_WANTED)
             }
         };
@@ -122,9 +129,16 @@ impl Door {
         until: Instant,
     ) {
         self.ledger.answering(number, messages.clone(), ok);
+        self.shelf.answering(number, &messages, ok, until);
         for message in messages {
             self.outbox.push(Owner::Answer(number), message, Some(until));
         }
+    }
+
+    /// Leaves a prompt to the next start.
+    pub(super) fn hand_back(&mut self, number: u64) {
+        self.ledger.hand_back(number);
+        self.shelf.hand_back(number);
     }
 
     /// A prompt's task is over; if it panicked, its prompt still needs an end.

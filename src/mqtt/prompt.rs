@@ -18,7 +18,9 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) enum Report {
     /// The scheduler took it.
-    Accepted(PromptId, Option<InSession>),
+    Accepted { id: PromptId, seed: u64, session: Option<InSession> },
+    /// An engine begins with it.
+    Started,
     /// The model reads it or begins to write.
     Progress(Event),
     /// The next piece of text.
@@ -117,7 +119,8 @@ impl Work<'_> {
         submission: Submission,
     ) -> Result<(Text, Finish), Refusal> {
         let mut ticket = scheduler.submit(submission).await?;
-        self.report(Report::Accepted(ticket.id(), ticket.session().cloned())).await;
+        let (id, seed) = (ticket.id(), ticket.seed());
+        self.report(Report::Accepted { id, seed, session: ticket.session().cloned() }).await;
         let mut text = Text::default();
         let mut pieces = Pieces::default();
         let mut progress = Progress::default();
@@ -139,6 +142,7 @@ impl Work<'_> {
             }
             match event {
                 Some(Event::Queued { .. } | Event::Prefill { .. }) => {}
+                Some(Event::Started) => self.report(Report::Started).await,
                 Some(Event::Delta { text: piece, logprobs, .. }) => {
                     text.text.push_str(&piece);
                     text.logprobs.extend_from_slice(&logprobs);
@@ -221,7 +225,7 @@ impl Progress {
                 news
             }
             Event::Delta { .. } => !std::mem::replace(&mut self.decoding, true),
-            Event::Finished(_) | Event::Failed(_) => false,
+            Event::Started | Event::Finished(_) | Event::Failed(_) => false,
         }
     }
 }

@@ -325,6 +325,7 @@ mod tests {
             model: "m",
             node: Some("n"),
             session: None,
+            attempt: 1,
         };
         let json = answer(&to(), Form::default(), &whole);
         assert_eq!(
@@ -357,6 +358,7 @@ mod tests {
                     model: "m",
                     node: Some("n"),
                     session: None,
+                    attempt: 1,
                 };
                 let form = Form { format: AnswerFormat::Json, max_bytes: Some(most) };
                 let payloads = texts(&answer(&to(), form, &whole));
@@ -399,6 +401,7 @@ mod tests {
             model: "m",
             node: None,
             session: None,
+            attempt: 1,
         };
         let form = Form { format: AnswerFormat::Json, max_bytes: Some(64) };
         let messages = texts(&answer(&to(), form, &whole));

@@ -16,6 +16,8 @@ pub enum Event {
         /// When it is expected to get its turn, from now.
         eta: Duration,
     },
+    /// An engine was given it. Comes again when another has to begin with it.
+    Started,
     /// The model reads the prompt: `done` of `total` tokens are in its KV cache.
     Prefill {
         /// Tokens read so far.

@@ -6,6 +6,7 @@
 mod event;
 mod logprob;
 mod refusal;
+mod tools;
 
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use event::{Event, Finish, FinishReason, Timings, Usage};
 pub use logprob::{Candidate, TokenLogprob};
 pub use refusal::{Code, Refusal};
+pub use tools::{CallStyle, Tool, ToolCall, ToolChoice, Tools};
 
 /// The number promptd gives to a prompt when it takes it. Never reused while the service runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -41,6 +43,8 @@ pub struct Request {
     /// The log probability of each token of the answer is wanted, and those of this many alternatives. `None`: nothing
     /// of that.
     pub logprobs: Option<u8>,
+    /// Functions that the answer may call instead of saying something.
+    pub tools: Option<Tools>,
 }
 
 /// The text of a prompt, in the three forms clients send it.
@@ -67,6 +71,17 @@ pub struct Message {
     pub role: Role,
     /// What is said.
     pub content: String,
+    /// The tools that the model called, where it did.
+    pub calls: Vec<ToolCall>,
+    /// The call whose result this is.
+    pub call_id: Option<String>,
+}
+
+impl Message {
+    /// A message that says something.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Message { role, content: content.into(), calls: Vec::new(), call_id: None }
+    }
 }
 
 /// Who speaks in a conversation; the four roles of OpenAI's chat API.
@@ -157,7 +172,7 @@ pub enum Constraint {
 pub struct Identity(pub String);
 
 /// How urgent a prompt is against others that wait.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Priority {
     /// Only when nothing else waits.
     Low,
@@ -194,4 +209,15 @@ pub struct Submission {
     pub quota: Quota,
     /// The conversation that the prompt continues, by the asker's name for it.
     pub session: Option<String>,
+    /// The number under which it outlasts the service. `None`: it does not.
+    pub recorded: Option<u64>,
+    /// It was accepted before, by a service that is gone. `None`: it is new.
+    pub again: Option<Again>,
+}
+
+/// What is known of a prompt that an earlier service had accepted. It is not refused for want of room: that was decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Again {
+    /// Engines and services that ended while they ran it.
+    pub deaths: u32,
 }

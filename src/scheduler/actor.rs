@@ -12,7 +12,8 @@ use super::ticket::{self, Outlet, Returns};
 use super::{Command, Status, Ticket};
 use crate::engine::client::{EngineEvent, EnginePort};
 use crate::engine::frames::ToEngine;
-use crate::request::{PromptId, Refusal};
+use crate::record::Health;
+use crate::request::{Event, PromptId, Refusal};
 
 /// How long the engine has to end after the last prompt. The supervisor kills it after two seconds, so this only
 /// guards against a supervisor that is stuck itself.
@@ -26,6 +27,8 @@ pub(super) struct Actor {
     port: EnginePort,
     status: watch::Sender<Status>,
     returns: Arc<Returns>,
+    /// How things are with the record, where there is one.
+    record: Option<watch::Receiver<Health>>,
     /// Who waits for the outcome of a check, by its number. Bounded by the core: one for each check it remembers.
     askers: HashMap<u64, oneshot::Sender<Result<Ticket, Refusal>>>,
     /// Where events go, by prompt. One for each prompt the core remembers.
@@ -44,6 +47,7 @@ enum Woken {
     Engine(Option<EngineEvent>),
     Returned(Vec<PromptId>),
     Sent,
+    Recorded,
     Deadline,
 }
 
@@ -53,6 +57,7 @@ impl Actor {
         commands: mpsc::Receiver<Command>,
         port: EnginePort,
         status: watch::Sender<Status>,
+        record: Option<watch::Receiver<Health>>,
     ) -> Self {
         Actor {
             core,
@@ -60,6 +65,7 @@ impl Actor {
             port,
             status,
             returns: Arc::default(),
+            record,
             askers: HashMap::new(),
             outlets: HashMap::new(),
             engine: None,
@@ -70,6 +76,7 @@ impl Actor {
     /// Runs until all handles are dropped and the accepted prompts have ended; then ends the engine.
     pub(super) async fn run(mut self) {
         let (mut commanded, mut supervised) = (true, true);
+        self.look_at_record();
         while commanded || !self.core.is_idle() {
             let woken = self.wait(commanded, supervised).await;
             let now = Instant::now().into_std();
@@ -95,6 +102,7 @@ impl Actor {
                 }
                 Woken::Returned(ids) => ids.into_iter().for_each(|id| self.core.cancel(id, now)),
                 Woken::Sent => {}
+                Woken::Recorded => self.look_at_record(),
                 Woken::Deadline => self.core.tick(now),
             }
             self.act();
@@ -117,7 +125,16 @@ impl Actor {
                 }
                 Woken::Sent
             }
+            true = changed(self.record.as_mut()), if self.record.is_some() => Woken::Recorded,
             () = sleep_until(deadline), if deadline.is_some() => Woken::Deadline,
+        }
+    }
+
+    fn look_at_record(&mut self) {
+        if let Some(record) = &mut self.record {
+            // How far the disk is concerns those who wait for it; in the status it would be news all the time.
+            let health = Health { safe: 0, ..record.borrow_and_update().clone() };
+            self.core.record(health);
         }
     }
 
@@ -154,7 +171,14 @@ impl Actor {
     fn act(&mut self) {
         for action in self.core.take_actions() {
             match action {
-                Action::Send(message) => self.send(message),
+                Action::Send(message) => {
+                    if let ToEngine::Start { id, .. } = &message
+                        && let Some(outlet) = self.outlets.get(id)
+                    {
+                        outlet.deliver(Event::Started);
+                    }
+                    self.send(message);
+                }
                 Action::Engine(Order::Load) => self.port.load(),
                 Action::Engine(Order::Unload) => self.port.unload(),
                 Action::Engine(Order::Replace(load)) => self.port.replace(load.map(|load| *load)),
@@ -208,6 +232,14 @@ impl Actor {
         if tokio::time::timeout(ENGINE_END, self.port.end()).await.is_err() {
             tracing::warn!("the engine's supervisor did not end within {} s", ENGINE_END.as_secs());
         }
+    }
+}
+
+/// Waits for a change; `false` when there will be none any more.
+async fn changed(health: Option<&mut watch::Receiver<Health>>) -> bool {
+    match health {
+        Some(health) => health.changed().await.is_ok(),
+        None => false,
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::engine::client::EnginePort;
+use crate::record::{KeptSessions, Record};
 use crate::request::{Code, Identity, PromptId, Refusal, Submission};
 use crate::session::{self, InMemory, Sessions};
 
@@ -88,20 +89,25 @@ impl Scheduler {
     /// Starts the scheduler's task on the current runtime. The task ends, and the engine behind the port with it, when
     /// all handles are dropped and the accepted prompts have ended. Aborting it fails their tickets with `internal`.
     pub fn start(config: Config, port: EnginePort) -> (Scheduler, JoinHandle<()>) {
-        Self::with_sessions(config, port, Box::new(InMemory))
+        Self::with_record(config, port, None)
     }
 
-    /// The same, with conversations that last in this store.
-    pub fn with_sessions(
+    /// The same, with conversations that last in this record.
+    pub fn with_record(
         config: Config,
         port: EnginePort,
-        store: Box<dyn session::Store>,
+        record: Option<&Record>,
     ) -> (Scheduler, JoinHandle<()>) {
+        let store: Box<dyn session::Store> = match record {
+            Some(record) => Box::new(KeptSessions::new(record.clone())),
+            None => Box::new(InMemory),
+        };
         let sessions = Sessions::new(store, std::time::Instant::now());
         let core = core::Core::new(config, sessions, Box::new(draw_seed));
+        let health = record.map(Record::health);
         let (commands, incoming) = mpsc::channel(COMMANDS);
         let (status, watched) = watch::channel(core.status());
-        let task = tokio::spawn(actor::Actor::new(core, incoming, port, status).run());
+        let task = tokio::spawn(actor::Actor::new(core, incoming, port, status, health).run());
         (Scheduler { commands, status: watched }, task)
     }
 

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::ticket::{self, Outlet, Returns, Ticket};
 use super::{Command, Scheduler, Status};
 use crate::engine::frames::CheckedPrompt;
-use crate::request::{Event, PromptId, Refusal, Submission};
+use crate::request::{CallStyle, Event, PromptId, Refusal, Submission};
 
 /// A handle as the doors get it, and the script behind it.
 pub fn scripted(status: Status) -> (Scheduler, Script) {
@@ -89,7 +89,12 @@ impl Verdict {
 
     /// Accepts it; its events are sent with what is returned.
     pub fn accept(self, seed: u64) -> Events {
-        let checked = CheckedPrompt { prompt_tokens: 1, max_tokens: 1 };
+        self.accept_with(seed, None)
+    }
+
+    /// The same for an answer that may call tools.
+    pub fn accept_with(self, seed: u64, calls: Option<CallStyle>) -> Events {
+        let checked = CheckedPrompt { prompt_tokens: 1, max_tokens: 1, calls };
         let returns = Arc::new(Returns::default());
         let (outlet, ticket) = ticket::accept(self.id, seed, checked, &returns);
         // A reply nobody waits for drops the ticket.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::frames::{LoadStage, ModelInfo};
+use crate::record::Health;
 use crate::request::{Identity, Priority, PromptId, Refusal};
 
 /// A snapshot of the scheduler.
@@ -28,6 +29,8 @@ pub struct Status {
     pub running: usize,
     /// What is wrong with the configuration that was to be read again; the one before holds.
     pub configuration_error: Option<String>,
+    /// How things are with the record; `None`: nothing is recorded.
+    pub record: Option<Health>,
     /// The engine's process id, while there is one.
     pub engine_pid: Option<u32>,
     /// Counters since the service began.
@@ -35,6 +38,15 @@ pub struct Status {
 }
 
 impl Status {
+    /// The state in one word: `degraded` where prompts are taken and what is accepted does not outlast the service.
+    pub fn state_name(&self) -> &'static str {
+        let is_well = self.record.as_ref().is_none_or(|record| record.trouble.is_none());
+        match self.state {
+            State::Ready | State::Unloaded if !is_well => "degraded",
+            _ => self.state.as_str(),
+        }
+    }
+
     /// Whether no prompt waits or runs.
     pub fn is_idle(&self) -> bool {
         self.waiting == 0 && self.running == 0

@@ -131,6 +131,7 @@ struct Mailbox {
 
 #[derive(Debug, Default)]
 struct Mail {
+    started: bool,
     queued: Option<(u32, std::time::Duration)>,
     prefill: Option<(u32, u32)>,
     delta: Option<(String, Vec<u32>, Vec<TokenLogprob>)>,
@@ -153,6 +154,7 @@ impl Mail {
         }
         match event {
             Event::Queued { position, eta } => self.queued = Some((position, eta)),
+            Event::Started => self.started = true,
             Event::Prefill { done, total } => self.prefill = Some((done, total)),
             Event::Delta { text, tokens, logprobs } => match &mut self.delta {
                 Some((before, earlier, first)) => {
@@ -172,6 +174,9 @@ impl Mail {
     fn take(&mut self) -> Option<Event> {
         if let Some((position, eta)) = self.queued.take() {
             return Some(Event::Queued { position, eta });
+        }
+        if std::mem::take(&mut self.started) {
+            return Some(Event::Started);
         }
         if let Some((done, total)) = self.prefill.take() {
             return Some(Event::Prefill { done, total });

@@ -16,7 +16,9 @@ pub(super) fn weight(request: &Request) -> usize {
     };
     let constraint = match &request.constraint {
         Constraint::None | Constraint::JsonObject => 0,
-        Constraint::JsonSchema(text) | Constraint::Regex(text) | Constraint::Lark(text) => text.len(),
+        Constraint::JsonSchema(text) | Constraint::Regex(text) | Constraint::Lark(text) => {
+            text.len()
+        }
         Constraint::Choices(choices) => choices.iter().map(String::len).sum(),
     };
     let stop: usize = request.stop.iter().map(String::len).sum();

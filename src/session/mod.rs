@@ -73,6 +73,9 @@ pub struct Turn {
     pub question: String,
     /// What was answered.
     pub answer: String,
+    /// The record's number of the prompt, where it has one: a prompt that is run again after a crash does not continue its
+    /// own answer.
+    pub prompt: Option<u64>,
 }
 
 impl Turn {
@@ -215,7 +218,7 @@ pub fn continued(input: &Input, turns: &[Turn]) -> Option<(Input, String)> {
         },
         Input::Completion(_) => return None,
     };
-    let message = |role, content: &str| Message { role, content: content.to_owned() };
+    let message = |role, content: &str| Message::new(role, content);
     let mut messages: Vec<Message> =
         system.map(|system| message(Role::System, system)).into_iter().collect();
     for turn in turns {
@@ -253,7 +256,7 @@ mod tests {
     }
 
     fn turn(n: usize) -> Turn {
-        Turn { question: format!("q{n}"), answer: format!("a{n}") }
+        Turn { question: format!("q{n}"), answer: format!("a{n}"), prompt: None }
     }
 
     fn sessions() -> (Sessions, Instant) {
@@ -323,7 +326,7 @@ mod tests {
 
     #[test]
     fn turns_stand_between_system_message_and_question() {
-        let message = |role, content: &str| Message { role, content: content.to_owned() };
+        let message = |role, content: &str| Message::new(role, content);
         let ask = |system: Option<&str>| Input::Ask {
             system: system.map(str::to_owned),
             text: "now".to_owned(),

@@ -135,6 +135,26 @@ pub struct Socket {
 pub struct State {
     /// A directory of promptd's own. One promptd at a time may use it. Absent: nothing is kept.
     pub dir: Option<PathBuf>,
+    /// Where an accepted prompt lies until its answer is delivered. Absent: on the disk where there is a `dir`, else in
+    /// memory.
+    pub durability: Option<Durability>,
+}
+
+/// Where what was accepted lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// In `state.dir`: a prompt is acknowledged when it is safe there, and outlasts a crash and a power cut.
+    Disk,
+    /// Nowhere but in memory: a prompt is acknowledged after its answer, and the broker sends it again after a crash.
+    Memory,
+}
+
+impl State {
+    /// The directory of the record, where there is to be one.
+    pub fn record_dir(&self) -> Option<&std::path::Path> {
+        self.dir.as_deref().filter(|_| self.durability != Some(Durability::Memory))
+    }
 }
 
 /// `[queue]`
@@ -273,6 +293,9 @@ impl Settings {
                 "`socket.path` and `socket.lines_path` are both {}",
                 path.display()
             ));
+        }
+        if self.state.durability == Some(Durability::Disk) && self.state.dir.is_none() {
+            return Err("`state.durability` is \"disk\", but there is no `state.dir`".to_owned());
         }
         ranged("model.slots", self.model.slots.into(), 1..=64)?;
         if let Some(seconds) = self.model.keep_loaded_seconds {

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 
 use super::accept::{self, Peer, Stopping, stopped};
 use super::bind::Bound;
-use super::openai::{self, Api, Head};
+use super::openai::{self, Api, Chunks, Head};
 use super::patience::Patient;
 use super::reply::{Fault, Reply, Work, json_response, response};
 use super::stream::Stream;
@@ -199,15 +199,13 @@ async fn complete(
     let (id, created) = (entry.public().to_owned(), unix_seconds());
     let head = Head { api, id, created, model, logprobs, session };
     if asked.stream {
-        let mut stream = Stream::new(head, ticket, entry, asked.include_usage, app.patience.ping);
-        if let Some(prompt) = &asked.echo {
-            stream.say_first(prompt);
-        }
+        let voice = Box::new(Chunks::new(head, asked.include_usage));
+        let stream = Stream::new(voice, ticket, entry, asked.echo.as_deref(), app.patience.ping);
         return Ok(response(200, "text/event-stream", Reply::stream(stream)));
     }
-    let (text, tokens, finish) = collect::whole(ticket).await?;
-    let text = asked.echo.unwrap_or_default() + &text;
-    Ok(json_response(200, &head.whole(&text, &tokens, &finish)))
+    let mut whole = collect::whole(ticket).await?;
+    whole.text.insert_str(0, &asked.echo.unwrap_or_default());
+    Ok(json_response(200, &head.whole(&whole)))
 }
 
 /// How long a client says that it waits for a whole answer: `Prefer: wait=10` (RFC 7240), or the time limit that OpenAI's

@@ -198,7 +198,7 @@ async fn run(app: &App, asked: Asked, out: &mpsc::Sender<Value>) -> Result<Value
     let mut seq = 0_u64;
     loop {
         match ticket.next().await {
-            Some(Event::Queued { .. } | Event::Prefill { .. }) => {}
+            Some(Event::Queued { .. } | Event::Started | Event::Prefill { .. }) => {}
             Some(Event::Delta { text: piece, logprobs, .. }) => {
                 text.push_str(&piece);
                 if asked.stream && !(piece.is_empty() && logprobs.is_empty()) {
@@ -220,6 +220,7 @@ async fn run(app: &App, asked: Asked, out: &mpsc::Sender<Value>) -> Result<Value
                     model: &model,
                     node,
                     session: ticket.session(),
+                    attempt: 1,
                 }
                 .to_object());
             }

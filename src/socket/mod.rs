@@ -18,6 +18,7 @@ mod queue;
 mod reply;
 mod running;
 mod stream;
+mod voice;
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

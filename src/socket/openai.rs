@@ -1,10 +1,15 @@
-//! OpenAI's answer objects: whole completions, chunks of streamed ones, and models. Only shapes, no bytes and no HTTP.
+//! OpenAI's answers to chats and completions: whole objects, streams of chunks, and models.
 
 use serde_json::{Map, Value, json};
 
-use crate::request::{Finish, TokenLogprob};
+use super::collect::Whole;
+use super::reply::error_object;
+use super::voice::Voice;
+use crate::request::{Finish, FinishReason, Refusal, TokenLogprob, ToolCall};
 use crate::scheduler::InSession;
-use crate::wire::{chat_logprobs, completion_logprobs, milliseconds, rounded, session_fields};
+use crate::wire::{
+    Part, chat_logprobs, completion_logprobs, milliseconds, rounded, session_fields,
+};
 
 /// Which of the two APIs is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,12 +45,19 @@ pub(super) struct Head {
 
 impl Head {
     /// The whole answer.
-    pub(super) fn whole(&self, text: &str, tokens: &[TokenLogprob], finish: &Finish) -> Value {
-        let reason = finish.reason.as_str();
+    pub(super) fn whole(&self, answer: &Whole) -> Value {
+        let Whole { text, calls, tokens, finish } = answer;
+        let reason = reason(finish, !calls.is_empty());
         let logprobs = self.logprobs.then(|| self.logprobs(tokens));
         let (object, choice) = match self.api {
             Api::Chat => {
-                let message = json!({"role": "assistant", "content": text, "refusal": null});
+                let mut message = json!({"role": "assistant", "content": text, "refusal": null});
+                if !calls.is_empty() {
+                    // Who calls a tool says nothing, where there are no words beside the calls.
+                    let said = Some(text.as_str()).filter(|text| !text.is_empty());
+                    message["content"] = said.into();
+                    message["tool_calls"] = calls.iter().map(call).collect();
+                }
                 let choice = json!({"index": 0, "message": message, "logprobs": logprobs, "finish_reason": reason});
                 ("chat.completion", choice)
             }
@@ -60,24 +72,7 @@ impl Head {
         Value::Object(whole)
     }
 
-    /// The first chunk of a stream, which says who speaks; only a chat has one.
-    pub(super) fn first_chunk(&self) -> Option<Map<String, Value>> {
-        let delta = json!({"role": "assistant", "content": "", "refusal": null});
-        (self.api == Api::Chat).then(|| self.chunk(&delta, "", &[], None))
-    }
-
-    /// A piece of text, and the tokens it came of where they are asked for.
-    pub(super) fn text_chunk(&self, text: &str, tokens: &[TokenLogprob]) -> Map<String, Value> {
-        self.chunk(&json!({"content": text}), text, tokens, None)
-    }
-
-    /// The chunk that says how the answer ended.
-    pub(super) fn last_chunk(&self, finish: &Finish) -> Map<String, Value> {
-        self.chunk(&json!({}), "", &[], Some(finish.reason.as_str()))
-    }
-
-    /// The chunk without text that holds the usage, for those who asked for it.
-    pub(super) fn usage_chunk(&self, finish: &Finish) -> Map<String, Value> {
+    fn usage_chunk(&self, finish: &Finish) -> Map<String, Value> {
         let mut chunk = self.object(self.chunk_name(), json!([]));
         chunk.insert("usage".into(), usage(finish));
         chunk.insert("promptd".into(), self.extension(finish));
@@ -138,6 +133,109 @@ impl Head {
         map.insert("choices".into(), choices);
         map
     }
+}
+
+/// A streamed answer, as server-sent events.
+#[derive(Debug)]
+pub(super) struct Chunks {
+    head: Head,
+    /// Whether a last chunk holds the usage.
+    include_usage: bool,
+    /// The calls that have begun.
+    calls: usize,
+}
+
+impl Chunks {
+    /// The stream of an answer with this head.
+    pub(super) fn new(head: Head, include_usage: bool) -> Self {
+        Chunks { head, include_usage, calls: 0 }
+    }
+
+    fn chunk(&self, mut chunk: Map<String, Value>, out: &mut Vec<u8>) {
+        if self.include_usage {
+            chunk.insert("usage".into(), Value::Null);
+        }
+        event(&Value::Object(chunk), out);
+    }
+
+    fn text(&self, text: &str, tokens: &[TokenLogprob], out: &mut Vec<u8>) {
+        self.chunk(self.head.chunk(&json!({"content": text}), text, tokens, None), out);
+    }
+}
+
+impl Voice for Chunks {
+    /// A chat's stream begins with who speaks.
+    fn begin(&mut self, echo: Option<&str>, out: &mut Vec<u8>) {
+        if self.head.api == Api::Chat {
+            let delta = json!({"role": "assistant", "content": "", "refusal": null});
+            self.chunk(self.head.chunk(&delta, "", &[], None), out);
+        }
+        if let Some(echo) = echo {
+            self.text(echo, &[], out);
+        }
+    }
+
+    fn parts(&mut self, parts: &[Part], mut tokens: &[TokenLogprob], out: &mut Vec<u8>) {
+        for part in parts {
+            let call = match part {
+                Part::Text(text) => {
+                    self.text(text, std::mem::take(&mut tokens), out);
+                    continue;
+                }
+                Part::Call { index, id, name } => {
+                    self.calls = index + 1;
+                    let function = json!({"name": name, "arguments": ""});
+                    json!({"index": index, "id": id, "type": "function", "function": function})
+                }
+                Part::Arguments(text) => {
+                    let index = self.calls.saturating_sub(1);
+                    json!({"index": index, "function": {"arguments": text}})
+                }
+            };
+            let delta = json!({"tool_calls": [call]});
+            self.chunk(self.head.chunk(&delta, "", std::mem::take(&mut tokens), None), out);
+        }
+        if !tokens.is_empty() {
+            self.text("", tokens, out);
+        }
+    }
+
+    fn finish(&mut self, finish: &Finish, out: &mut Vec<u8>) {
+        let reason = reason(finish, self.calls > 0);
+        self.chunk(self.head.chunk(&json!({}), "", &[], Some(reason)), out);
+        if self.include_usage {
+            event(&Value::Object(self.head.usage_chunk(finish)), out);
+        }
+        out.extend_from_slice(DONE);
+    }
+
+    /// OpenAI's own clients raise it.
+    fn fail(&mut self, refusal: &Refusal, out: &mut Vec<u8>) {
+        event(&json!({"error": error_object(refusal, refusal.code.as_str())}), out);
+        out.extend_from_slice(DONE);
+    }
+}
+
+/// The end of a stream.
+const DONE: &[u8] = b"data: [DONE]\n\n";
+
+/// JSON holds no line break, so an event is one `data` line.
+fn event(value: &Value, out: &mut Vec<u8>) {
+    out.extend_from_slice(format!("data: {value}\n\n").as_bytes());
+}
+
+/// Why the answer ended, in OpenAI's words.
+fn reason(finish: &Finish, called: bool) -> &'static str {
+    match finish.reason {
+        FinishReason::Stop if called => "tool_calls",
+        reason => reason.as_str(),
+    }
+}
+
+/// A call of a tool.
+fn call(call: &ToolCall) -> Value {
+    let function = json!({"name": call.name, "arguments": call.arguments});
+    json!({"id": call.id, "type": "function", "function": function})
 }
 
 /// A model as `/v1/models` lists it.

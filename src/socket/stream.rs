@@ -1,19 +1,18 @@
-//! A streamed answer: turns a ticket's events into server-sent events as they come. Dropping it cancels the prompt.
+//! A streamed answer: takes a ticket's events as they come and lets a voice say them. Dropping it cancels the prompt.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde_json::{Map, Value, json};
 use tokio::time::{Instant, Sleep};
 
 use super::collect::lost;
-use super::openai::Head;
-use super::reply::error_object;
 use super::running::Entry;
-use crate::request::{Event, Refusal};
+use super::voice::Voice;
+use crate::request::{Event, Finish, Refusal};
 use crate::scheduler::Ticket;
+use crate::wire::CallReader;
 
 /// A ticket on its way to its next event. It owns the ticket, so that dropping it drops that too.
 type Next = Pin<Box<dyn Future<Output = (Ticket, Option<Event>)> + Send>>;
@@ -27,8 +26,8 @@ fn next(mut ticket: Ticket) -> Next {
 
 /// A streamed answer.
 pub(super) struct Stream {
-    head: Head,
-    include_usage: bool,
+    voice: Box<dyn Voice>,
+    reader: CallReader,
     /// Waits for the next event, with the ticket inside; `None` when the final one has come.
     next: Option<Next>,
     /// Keeps the prompt in the register of running ones.
@@ -42,32 +41,25 @@ pub(super) struct Stream {
 
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stream").field("head", &self.head).finish_non_exhaustive()
+        f.debug_struct("Stream").field("voice", &self.voice).finish_non_exhaustive()
     }
 }
 
 impl Stream {
-    /// The stream of an accepted prompt; a chat's begins with the role at once.
+    /// The stream of an accepted prompt.
     pub(super) fn new(
-        head: Head,
+        mut voice: Box<dyn Voice>,
         ticket: Ticket,
         entry: Entry,
-        include_usage: bool,
+        echo: Option<&str>,
         ping: Duration,
     ) -> Self {
         let silence = Box::pin(tokio::time::sleep(ping));
-        let ready = Vec::new();
+        let reader = CallReader::new(ticket.checked().calls);
+        let mut ready = Vec::new();
+        voice.begin(echo, &mut ready);
         let next = Some(next(ticket));
-        let mut stream = Stream { head, include_usage, next, _entry: entry, ready, silence, ping };
-        if let Some(first) = stream.head.first_chunk() {
-            stream.chunk(first);
-        }
-        stream
-    }
-
-    /// Says this in front of the answer.
-    pub(super) fn say_first(&mut self, text: &str) {
-        self.chunk(self.head.text_chunk(text, &[]));
+        Stream { voice, reader, next, _entry: entry, ready, silence, ping }
     }
 
     /// The next bytes; `None` at the end.
@@ -81,7 +73,8 @@ impl Stream {
                 }
                 Poll::Pending => {
                     std::task::ready!(self.silence.as_mut().poll(cx));
-                    self.ready.extend_from_slice(b": ping\n\n");
+                    self.silence.as_mut().reset(Instant::now() + self.ping);
+                    self.voice.alive("ping", &mut self.ready);
                 }
             }
         }
@@ -90,50 +83,40 @@ impl Stream {
     }
 
     fn take(&mut self, event: Option<Event>) {
+        let out = &mut self.ready;
         match event {
-            // A comment, as the ping is: clients of OpenAI's know no such event.
             Some(Event::Queued { position, eta }) => {
-                let told = format!(": queued, position {position}, eta {} ms\n\n", eta.as_millis());
-                self.ready.extend_from_slice(told.as_bytes());
+                let why = format!("queued, position {position}, eta {} ms", eta.as_millis());
+                self.voice.alive(&why, out);
             }
-            Some(Event::Prefill { .. }) => {}
-            Some(Event::Delta { text, logprobs, .. }) if text.is_empty() && logprobs.is_empty() => {
-            }
+            Some(Event::Started | Event::Prefill { .. }) => {}
             Some(Event::Delta { text, logprobs, .. }) => {
-                self.chunk(self.head.text_chunk(&text, &logprobs));
-            }
-            Some(Event::Finished(finish)) => {
-                self.chunk(self.head.last_chunk(&finish));
-                if self.include_usage {
-                    self.event(&Value::Object(self.head.usage_chunk(&finish)));
+                let parts = self.reader.push(&text);
+                if !(parts.is_empty() && logprobs.is_empty()) {
+                    self.voice.parts(&parts, &logprobs, out);
                 }
-                self.end();
             }
+            Some(Event::Finished(finish)) => self.finish(&finish),
             Some(Event::Failed(refusal)) => self.fail(&refusal),
             None => self.fail(&lost()),
         }
     }
 
-    /// The status is sent already, so the refusal comes as an event; OpenAI's own clients raise it.
-    fn fail(&mut self, refusal: &Refusal) {
-        self.event(&json!({"error": error_object(refusal, refusal.code.as_str())}));
-        self.end();
-    }
-
-    fn end(&mut self) {
-        self.ready.extend_from_slice(b"data: [DONE]\n\n");
-        self.next = None;
-    }
-
-    fn chunk(&mut self, mut chunk: Map<String, Value>) {
-        if self.include_usage {
-            chunk.insert("usage".into(), Value::Null);
+    fn finish(&mut self, finish: &Finish) {
+        match self.reader.finish() {
+            Ok(rest) => {
+                if let Some(part) = rest {
+                    self.voice.parts(&[part], &[], &mut self.ready);
+                }
+                self.voice.finish(finish, &mut self.ready);
+                self.next = None;
+            }
+            Err(refusal) => self.fail(&refusal),
         }
-        self.event(&Value::Object(chunk));
     }
 
-    /// JSON holds no line break, so an event is one `data` line.
-    fn event(&mut self, value: &Value) {
-        self.ready.extend_from_slice(format!("data: {value}\n\n").as_bytes());
+    fn fail(&mut self, refusal: &Refusal) {
+        self.voice.fail(refusal, &mut self.ready);
+        self.next = None;
     }
 }

@@ -26,6 +26,8 @@ pub struct Answer<'a> {
     pub node: Option<&'a str>,
     /// The conversation that it continues.
     pub session: Option<&'a InSession>,
+    /// Which service since the prompt was accepted gave it; 1 is the one that accepted it.
+    pub attempt: u32,
 }
 
 impl Answer<'_> {
@@ -48,6 +50,9 @@ impl Answer<'_> {
             object.extend(session_fields(session));
         }
         object.insert("seed".into(), (*seed).into());
+        if self.attempt > 1 {
+            object.insert("attempt".into(), self.attempt.into());
+        }
         object.insert(
             "usage".into(),
             json!({"prompt": usage.prompt, "cached": usage.cached, "completion": usage.completion}),
@@ -149,7 +154,7 @@ pub fn progress_object(id: Option<&str>, event: Option<&Event>) -> Option<Value>
         Some(Event::Delta { .. }) => {
             object.insert("state".into(), "decoding".into());
         }
-        Some(Event::Finished(_) | Event::Failed(_)) => return None,
+        Some(Event::Started | Event::Finished(_) | Event::Failed(_)) => return None,
     }
     Some(Value::Object(object))
 }
@@ -208,6 +213,7 @@ mod tests {
             model: "m",
             node: Some("n"),
             session: None,
+            attempt: 1,
         };
         assert_eq!(
             answer.to_object().to_string(),
@@ -227,6 +233,7 @@ mod tests {
             model: "m",
             node: None,
             session: None,
+            attempt: 1,
         };
         let object = answer.to_object();
         assert_eq!((object.get("json"), object.get("id"), object.get("node")), (None, None, None));

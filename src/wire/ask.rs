@@ -8,7 +8,7 @@ use super::generation::{self, Generation};
 use super::known::{Kind, refuse_not_done, refuse_unknown};
 use super::names::{check_id, shown};
 use super::profile::Profile;
-use super::{AnswerFormat, AskError, Asked, Context, PROTOCOL, messages};
+use super::{AnswerFormat, AskError, Asked, Context, PROTOCOL, messages, tools};
 use crate::request::{Code, Input, Message, Refusal, Request, Role, Submission};
 
 /// Reads promptd's own request. A payload whose first visible character is `{` is JSON, and nothing else if it is
@@ -140,6 +140,12 @@ fn read_checked(
         Kind::Completion => completion(fields, profile)?,
         Kind::Chat | Kind::Ask => conversation(fields, kind, profile, context)?,
     };
+    let tools = if kind == Kind::Chat { tools::read(fields, context.limits)? } else { None };
+    let session = session(fields, context)?;
+    if tools.is_some() && session.is_some() {
+        let message = "a session keeps words, no calls of tools; resend the conversation in `messages` instead";
+        return Err(Refusal::new(Code::Unsupported, message).with_param("session"));
+    }
     let include_usage = match fields.object("stream_options")? {
         None => false,
         Some(options) => {
@@ -159,7 +165,7 @@ fn read_checked(
     } else {
         priority.min(context.grant.priority)
     };
-    let request = Request { input, sampling, max_tokens, stop, constraint, logprobs };
+    let request = Request { input, sampling, max_tokens, stop, constraint, logprobs, tools };
     Ok(Asked {
         submission: Submission {
             request,
@@ -167,7 +173,9 @@ fn read_checked(
             priority,
             timeout,
             quota: context.grant.quota,
-            session: session(fields, context)?,
+            session,
+            recorded: None,
+            again: None,
         },
         id: None,
         stream: fields.boolean("stream")?.unwrap_or(false),
@@ -286,7 +294,7 @@ fn conversation(
                 let content = with_context(Some(&message.content));
                 message.content = content.unwrap_or_default();
             } else if let Some(content) = with_context(system.or(default_system)) {
-                messages.insert(0, Message { role: Role::System, content });
+                messages.insert(0, Message::new(Role::System, content));
             }
             Ok(Input::Chat(messages))
         }
@@ -365,3 +373,7 @@ mod tests;
 #[cfg(test)]
 #[path = "policy_tests.rs"]
 mod policy_tests;
+
+#[cfg(test)]
+#[path = "tools_tests.rs"]
+mod tools_tests;

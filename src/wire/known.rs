@@ -82,6 +82,7 @@ struct Field {
 
 const ALL: &[Kind] = &[Kind::Ask, Kind::Chat, Kind::Completion];
 const CHATS: &[Kind] = &[Kind::Chat, Kind::Ask];
+const CHAT: &[Kind] = &[Kind::Chat];
 const ASK: &[Kind] = &[Kind::Ask];
 const TEXT: &[Kind] = &[Kind::Completion];
 
@@ -137,6 +138,9 @@ static FIELDS: &[Field] = &[
     done("profile", ALL),
     done("messages", CHATS),
     done("session", CHATS),
+    done("tools", CHAT),
+    done("tool_choice", CHAT),
+    done("parallel_tool_calls", CHAT),
     done("prompt", &[Kind::Completion, Kind::Ask]),
     done("v", ASK),
     done("id", ASK),
@@ -151,14 +155,11 @@ static FIELDS: &[Field] = &[
     done("prompt_cache_key", ALL),
     done("prompt_cache_retention", ALL),
     done("prompt_cache_options", ALL),
-    done("parallel_tool_calls", ALL),
     // What promptd knows and does not do; the values that ask for nothing pass.
     only("n", ALL, |value| is_number(value, 1.0)),
     only("best_of", TEXT, |value| is_number(value, 1.0)),
     only("suffix", TEXT, is_empty),
-    only("tools", CHATS, is_empty),
     only("functions", CHATS, is_empty),
-    only("tool_choice", CHATS, |value| is_one_of(value, &["none", "auto"])),
     only("function_call", CHATS, |value| is_one_of(value, &["none", "auto"])),
     only("modalities", CHATS, |value| {
         value.as_array().is_some_and(|list| list.iter().all(|kind| kind == "text"))

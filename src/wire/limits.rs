@@ -11,6 +11,8 @@ pub struct Limits {
     pub payload_bytes: usize,
     /// Messages in one conversation. A template renders each of them; 1024 is far beyond what a context holds.
     pub messages: usize,
+    /// Tools of one request, as OpenAI has it. The engine bounds what their schemas have together.
+    pub tools: usize,
     /// Stop strings. Each is searched for after every token. OpenAI allows 4; device protocols want a few more.
     pub stop_strings: usize,
     /// Bytes of one stop string: as much text is held back while it might be the beginning of one.
@@ -44,6 +46,7 @@ impl Default for Limits {
         Limits {
             payload_bytes: 1 << 20,
             messages: 1024,
+            tools: 128,
             stop_strings: 16,
             stop_bytes: 256,
             choices: 256,

@@ -39,19 +39,28 @@ fn read_one(value: &Value, path: String) -> Result<Message, Refusal> {
     let fields = Fields::nested(value, path)?;
     refuse_unknown(&fields, KNOWN)?;
     let role = role(&fields)?;
-    for name in ["tool_calls", "function_call", "audio"] {
+    for name in ["function_call", "audio"] {
         if let Some(value) = fields.get(name)
             && value.as_array().is_none_or(|list| !list.is_empty())
         {
             let path = fields.path(name);
-            let message =
-                format!("`{path}` is not supported: promptd calls no tools and hears no sound");
+            let message = format!(
+                "`{path}` is not supported; calls stand in `tool_calls`, and promptd hears no sound"
+            );
             return Err(Refusal::new(Code::Unsupported, message).with_param(path));
         }
     }
     fields.string("name")?;
-    fields.string("tool_call_id")?;
+    let call_id = fields.string("tool_call_id")?.map(str::to_owned);
+    let calls = super::tools::calls(&fields)?;
+    if role != Role::Assistant && !calls.is_empty() {
+        let path = fields.path("tool_calls");
+        let message = format!("`{path}` belongs to messages of the role `assistant`");
+        return Err(Refusal::bad_request(message).with_param(path));
+    }
     let content = match fields.get("content") {
+        // Who calls a tool need not say anything.
+        None if !calls.is_empty() => String::new(),
         None => {
             return Err(fields.missing("content", "what is said, as a string or as parts of text"));
         }
@@ -61,7 +70,7 @@ fn read_one(value: &Value, path: String) -> Result<Message, Refusal> {
             return Err(fields.wrong("content", "a string or an array of text parts", other));
         }
     };
-    Ok(Message { role, content })
+    Ok(Message { calls, call_id, ..Message::new(role, content) })
 }
 
 fn role(fields: &Fields<'_>) -> Result<Role, Refusal> {

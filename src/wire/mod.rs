@@ -9,6 +9,7 @@
 
 mod answer;
 mod ask;
+mod calls;
 mod fields;
 mod generation;
 mod known;
@@ -20,6 +21,7 @@ mod policy;
 mod profile;
 mod readings;
 mod status;
+mod tools;
 
 use std::time::Instant;
 
@@ -29,6 +31,7 @@ use crate::request::{Code, Constraint, Refusal, Submission};
 pub use answer::{Answer, error_object, progress_object, stream_end, stream_piece};
 pub(crate) use answer::{milliseconds, numbers as refusal_numbers, rounded, session_fields};
 pub use ask::{parse_ask, parse_chat, parse_completion};
+pub use calls::{CallReader, Part, split_calls};
 pub use limits::Limits;
 pub(crate) use logprobs::{chat as chat_logprobs, completion as completion_logprobs};
 pub use names::check_id;

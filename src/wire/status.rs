@@ -3,12 +3,13 @@
 use serde_json::{Map, Value, json};
 
 use super::answer::numbers;
+use crate::record::Health;
 use crate::scheduler::{State, Status};
 
 /// The state, the model, the queue and the counters.
 pub fn status_object(status: &Status) -> Value {
     let mut object = Map::new();
-    object.insert("state".into(), status.state.as_str().into());
+    object.insert("state".into(), status.state_name().into());
     match &status.state {
         State::Loading(stage) => {
             object.insert("stage".into(), stage.as_str().into());
@@ -45,6 +46,9 @@ pub fn status_object(status: &Status) -> Value {
     if let Some(error) = &status.configuration_error {
         object.insert("configuration_error".into(), error.as_str().into());
     }
+    if let Some(record) = &status.record {
+        object.insert("record".into(), record_object(record));
+    }
     let counters = &status.counters;
     object.insert(
         "counters".into(),
@@ -54,6 +58,20 @@ pub fn status_object(status: &Status) -> Value {
             "completion_tokens": counters.completion_tokens, "engine_restarts": counters.engine_restarts,
         }),
     );
+    Value::Object(object)
+}
+
+/// How things are with what outlasts the service.
+fn record_object(record: &Health) -> Value {
+    let mut object = Map::new();
+    let state = if record.trouble.is_some() { "degraded" } else { "ok" };
+    object.insert("state".into(), state.into());
+    object.extend(record.trouble.as_ref().map(|why| ("reason".to_owned(), why.as_str().into())));
+    object.insert("prompts".into(), record.prompts.into());
+    object.insert("answers".into(), record.answers.into());
+    object.insert("waiting".into(), record.waiting.into());
+    object.insert("replayed".into(), record.replayed.into());
+    object.insert("lost".into(), record.lost.into());
     Value::Object(object)
 }
 
@@ -80,6 +98,14 @@ mod tests {
         assert_eq!(
             (&failed["code"], &failed["message"]),
             (&json!("model_failed"), &json!("no such folder"))
+        );
+        let trouble = Some("the disk is full".to_owned());
+        let record = Some(Health { trouble, waiting: 3, ..Health::default() });
+        let degraded = status_object(&Status { state: State::Ready, record, ..Status::default() });
+        assert_eq!(degraded["state"], "degraded");
+        assert_eq!(
+            degraded["record"],
+            json!({"state": "degraded", "reason": "the disk is full", "prompts": 0, "answers": 0, "waiting": 3, "replayed": 0, "lost": 0})
         );
         let ready = status_object(&Status { state: State::Ready, waiting: 2, ..Status::default() });
         assert_eq!((&ready["state"], &ready["queue"]["waiting"]), (&json!("ready"), &json!(2)));

@@ -300,7 +300,7 @@ impl Checker for Anything {
     type Prepared = ();
 
     fn prepare(&self, _: &Request) -> Result<((), CheckedPrompt), Refusal> {
-        Ok(((), CheckedPrompt { prompt_tokens: 1, max_tokens: COUNT }))
+        Ok(((), CheckedPrompt { prompt_tokens: 1, max_tokens: COUNT, calls: None }))
     }
 }
 

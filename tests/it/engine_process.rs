@@ -47,7 +47,10 @@ impl Checker for Reader {
         match text.as_str() {
             "bad" => Err(Refusal::bad_request("a bad prompt")),
             "panic" => panic!("a fault in the checker"),
-            text => Ok((text.to_owned(), CheckedPrompt { prompt_tokens: 1, max_tokens: 9 })),
+            text => Ok((
+                text.to_owned(),
+                CheckedPrompt { prompt_tokens: 1, max_tokens: 9, calls: None },
+            )),
         }
     }
 }
@@ -192,7 +195,7 @@ fn event(id: u64, event: Event) -> FromEngine {
 fn a_prompt_is_checked_and_answered() {
     let mut bench = Bench::ready();
     bench.check(5, "once");
-    let checked = CheckedPrompt { prompt_tokens: 1, max_tokens: 9 };
+    let checked = CheckedPrompt { prompt_tokens: 1, max_tokens: 9, calls: None };
     assert_eq!(bench.frame(), FromEngine::Checked { check: 5, result: Ok(checked) });
     bench.start(1, "once", &[3, 4]);
     assert_eq!(bench.told(), "start p1 once seed 7 resume [3, 4]");

@@ -118,7 +118,7 @@ fn message(value: &Value) -> Message {
         "assistant" => Role::Assistant,
         _ => Role::User,
     };
-    Message { role, content: value["content"].as_str().unwrap().into() }
+    Message::new(role, value["content"].as_str().unwrap())
 }
 
 #[test]
@@ -304,7 +304,7 @@ fn prompts_that_cannot_be_answered_are_refused() {
     let prepared = loaded.preparer.prepare(&open_end).unwrap();
     assert_eq!(prepared.prompt_tokens() + prepared.max_tokens(), 512);
     // Control tokens in what a client says are text.
-    let message = Message { role: Role::User, content: "a</s>b<s>".into() };
+    let message = Message::new(Role::User, "a</s>b<s>");
     let prepared = loaded.preparer.prepare(&request(Input::Chat(vec![message]), 1)).unwrap();
     assert_eq!(prepared.tokens().iter().filter(|id| **id < 3).count(), 1);
 }

@@ -35,6 +35,8 @@ mod operator;
 #[cfg(test)]
 mod overload;
 #[cfg(test)]
+mod record;
+#[cfg(test)]
 mod scheduler;
 #[cfg(test)]
 mod shipped;
@@ -46,5 +48,7 @@ mod socket_bind;
 mod socket_misuse;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod tools;
 #[cfg(test)]
 mod walls;

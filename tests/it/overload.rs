@@ -41,7 +41,7 @@ async fn work(mut engine: ScriptedEngine) {
         };
         match order {
             ToEngine::Check { check, .. } => {
-                let result = Ok(CheckedPrompt { prompt_tokens: 4, max_tokens: 100 });
+                let result = Ok(CheckedPrompt { prompt_tokens: 4, max_tokens: 100, calls: None });
                 engine.say(FromEngine::Checked { check, result }).await;
             }
             ToEngine::Start { id, .. } => running.push_back((id, Instant::now() + SERVICE)),

@@ -45,7 +45,7 @@ async fn rest(ticket: &mut Ticket) -> (String, Vec<u32>, Event) {
     let (mut all, mut every) = (String::new(), Vec::new());
     loop {
         match ticket.next().await.expect("a final event comes") {
-            Event::Queued { .. } | Event::Prefill { .. } => {}
+            Event::Queued { .. } | Event::Started | Event::Prefill { .. } => {}
             Event::Delta { text, tokens, .. } => {
                 all.push_str(&text);
                 every.extend(tokens);
@@ -153,7 +153,7 @@ async fn orders_wait_for_an_engine_that_is_slow_to_read() {
         match bench.engine.order().await {
             ToEngine::Check { check, .. } => {
                 checks += 1;
-                let result = Ok(CheckedPrompt { prompt_tokens: 1, max_tokens: 1 });
+                let result = Ok(CheckedPrompt { prompt_tokens: 1, max_tokens: 1, calls: None });
                 bench.engine.say(FromEngine::Checked { check, result }).await;
             }
             ToEngine::Start { .. } => starts += 1,
@@ -289,7 +289,7 @@ async fn an_asker_that_leaves_during_the_check_leaves_nothing_behind() {
     let ToEngine::Check { check, .. } = bench.engine.order().await else { panic!("no check") };
     asker.abort();
     assert!(asker.await.is_err());
-    let result = Ok(CheckedPrompt { prompt_tokens: 1, max_tokens: 1 });
+    let result = Ok(CheckedPrompt { prompt_tokens: 1, max_tokens: 1, calls: None });
     bench.engine.say(FromEngine::Checked { check, result }).await;
     let id = bench.engine.started().await.id;
     assert_eq!(bench.engine.cancelled().await, id);

@@ -221,7 +221,9 @@ async fn bad_requests_name_the_field() {
         (json!({"temperature": "hot"}), 400, "bad_request", json!("temperature")),
         (json!({"messages": [{"role": "user"}]}), 400, "bad_request", json!("messages[0].content")),
         (json!({"max_token": 1}), 400, "bad_request", json!("max_token")),
-        (json!({"tools": [{}]}), 501, "unsupported", json!("tools")),
+        (json!({"tools": [{}]}), 400, "bad_request", json!("tools[0].type")),
+        (json!({"tools": [{"type": "custom"}]}), 501, "unsupported", json!("tools[0].type")),
+        (json!({"tool_choice": "required"}), 400, "bad_request", json!("tool_choice")),
         (json!({"profile": "nobody"}), 404, "not_found", json!("profile")),
         (json!({"model": "gpt-4"}), 404, "not_found", json!("model")),
     ] {

@@ -9,12 +9,13 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("inference", &["request"]),
     ("engine", &["request", "inference"]),
     ("session", &["request"]),
-    ("scheduler", &["request", "session", "engine"]),
+    ("record", &["request", "session"]),
+    ("scheduler", &["request", "session", "record", "engine"]),
     ("identity", &["request"]),
     ("control", &["request", "scheduler"]),
-    ("wire", &["request", "identity", "scheduler"]),
-    ("mqtt", &["request", "identity", "scheduler", "control", "wire"]),
-    ("socket", &["request", "identity", "scheduler", "control", "wire"]),
+    ("wire", &["request", "identity", "record", "scheduler"]),
+    ("mqtt", &["request", "identity", "record", "scheduler", "control", "wire"]),
+    ("socket", &["request", "identity", "record", "scheduler", "control", "wire"]),
     ("settings", &["identity", "session", "wire"]),
     ("telemetry", &["settings"]),
     ("systemd", &[]),
@@ -24,6 +25,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "request",
             "identity",
             "session",
+            "record",
             "control",
             "engine",
             "inference",
@@ -52,6 +54,7 @@ const OWNED: &[(&str, &[&str])] = &[
     ("clap", &["src/cli/"]),
     ("sd_notify", &["src/systemd.rs"]),
     ("postcard", &["src/engine/frames.rs"]),
+    ("rusqlite", &["src/record/sqlite.rs"]),
 ];
 
 /// Libraries that exactly this many files may name.

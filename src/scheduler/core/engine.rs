@@ -143,7 +143,7 @@ impl Core {
         let id = PromptId(self.next_id);
         self.next_id += 1;
         let session = pending.talk.as_ref().map(Talk::in_session);
-        let Submission { request, identity, priority, quota, .. } = pending.submission;
+        let Submission { request, identity, priority, quota, again, .. } = pending.submission;
         let seed = request.sampling.seed.unwrap_or_else(|| (self.draw_seed)());
         let size = Size::from(checked);
         self.queue.push(Entry { id, size }, &identity, priority);
@@ -163,7 +163,7 @@ impl Core {
                 deadline: pending.deadline,
                 phase: Phase::Waiting { since: now },
                 delivered: Vec::new(),
-                deaths: 0,
+                deaths: again.map_or(0, |again| again.deaths),
                 waited: Duration::ZERO,
                 spent: Spent::default(),
             },
@@ -181,7 +181,7 @@ impl Core {
         match event {
             // A resumed prompt is read again, answer included; its asker has seen that once.
             // Places are the scheduler's to tell.
-            Event::Queued { .. } => {}
+            Event::Queued { .. } | Event::Started => {}
             Event::Prefill { .. } if !prompt.delivered.is_empty() => {}
             Event::Prefill { .. } => self.actions.push(Action::Deliver { id, event }),
             Event::Delta { ref text, ref tokens, .. } => {

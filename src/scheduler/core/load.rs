@@ -181,8 +181,14 @@ impl Core {
         let asked: Vec<u64> =
             self.checks.iter().filter(|(_, p)| p.asked.is_some()).map(|(n, _)| *n).collect();
         for check in asked {
-            self.checks.remove(&check);
-            self.refuse(check, refusal.clone());
+            match self.checks.get_mut(&check) {
+                // What was accepted once waits for the next engine.
+                Some(pending) if pending.submission.again.is_some() => pending.asked = None,
+                _ => {
+                    self.checks.remove(&check);
+                    self.refuse(check, refusal.clone());
+                }
+            }
         }
     }
 

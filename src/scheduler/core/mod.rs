@@ -30,6 +30,7 @@ use super::ticket::InSession;
 use super::weight::weight;
 use super::{Config, Counters, Place, State, Status};
 use crate::engine::frames::{CheckedPrompt, LoadRequest, LoadStage, ModelInfo, ToEngine};
+use crate::record::Health;
 use crate::request::{
     Code, Event, Identity, Priority, PromptId, Quota, Refusal, Request, Submission,
 };
@@ -84,6 +85,7 @@ pub(super) enum Order {
 pub(super) struct Core {
     config: Config,
     configuration_error: Option<String>,
+    record: Option<Health>,
     draw_seed: Box<dyn FnMut() -> u64 + Send>,
     engine: Engine,
     draining: bool,
@@ -212,6 +214,7 @@ impl Core {
         Core {
             config,
             configuration_error: None,
+            record: None,
             draw_seed,
             engine,
             draining: false,
@@ -242,7 +245,11 @@ impl Core {
             }
         };
         let weight = weight(&submission.request);
-        if let Err(refusal) = self.may_enter(&submission, weight, now) {
+        let entry = match submission.again {
+            None => self.may_enter(&submission, weight, now),
+            Some(again) => self.may_go_on(again),
+        };
+        if let Err(refusal) = entry {
             self.refuse(check, refusal);
             return check;
         }
@@ -254,6 +261,11 @@ impl Core {
             self.load_on_demand(now);
         }
         check
+    }
+
+    /// How things are with the record.
+    pub(super) fn record(&mut self, health: Health) {
+        self.record = Some(health);
     }
 
     /// Ends one prompt with `cancelled`. Unknown numbers are ignored.
@@ -347,6 +359,7 @@ impl Core {
             next_begins: self.places.next_begins,
             running: self.running.len(),
             configuration_error: self.configuration_error.clone(),
+            record: self.record.clone(),
             engine_pid: self.engine.pid,
             counters: self.counters.clone(),
         }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Action, Core, Pending, Phase, Place};
+use super::{Action, Core, FATAL_DEATHS, Pending, Phase, Place};
 use crate::engine::frames::CheckedPrompt;
-use crate::request::{Code, Event, Identity, Priority, PromptId, Refusal, Submission};
+use crate::request::{Again, Code, Event, Identity, Priority, PromptId, Refusal, Submission};
 use crate::scheduler::core::rules::{draining, timeout};
 use crate::scheduler::rates::{Forecast, Size, sensible};
 
@@ -55,6 +55,21 @@ impl Core {
         self.quotas.enter(identity, quota, prompts + checks, now)
     }
 
+    /// Whether a prompt that an earlier service accepted can still be answered. It has its place.
+    pub(super) fn may_go_on(&self, again: Again) -> Result<(), Refusal> {
+        if self.draining {
+            return Err(draining());
+        }
+        if again.deaths >= FATAL_DEATHS {
+            let message = format!(
+                "engines or the service ended {} times while they answered this prompt; it is not run again",
+                again.deaths
+            );
+            return Err(Refusal::new(Code::ModelFailed, message));
+        }
+        self.engine.failed.clone().map_or(Ok(()), Err)
+    }
+
     /// Whether the answer of a checked prompt can come before its deadline, and its turn before the longest wait.
     pub(super) fn in_time(
         &self,
@@ -62,7 +77,10 @@ impl Core {
         checked: CheckedPrompt,
         now: Instant,
     ) -> Result<(), Refusal> {
-        let Submission { identity, priority, .. } = &pending.submission;
+        let Submission { identity, priority, again, .. } = &pending.submission;
+        if again.is_some() {
+            return Ok(());
+        }
         let begins = self.not_too_long(identity, *priority, now)?;
         let Some(deadline) = pending.deadline else { return Ok(()) };
         let left = deadline.saturating_duration_since(now);

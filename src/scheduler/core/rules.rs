@@ -74,7 +74,8 @@ impl Core {
                     self.counters.completion_tokens.saturating_add(wrote);
                 *self.counters.refused.entry(refusal.code.as_str()).or_default() += 1;
             }
-            Event::Queued { .. } | Event::Prefill { .. } | Event::Delta { .. } => {}
+            Event::Queued { .. } | Event::Started | Event::Prefill { .. } | Event::Delta { .. } => {
+            }
         }
         self.actions.push(Action::Deliver { id, event });
     }

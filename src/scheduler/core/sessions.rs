@@ -22,6 +22,8 @@ pub(super) struct Talk {
     /// The turns that the model reads.
     turns: Vec<Turn>,
     dropped: usize,
+    /// The record's number of the prompt.
+    prompt: Option<u64>,
     /// The answer so far.
     pub(super) answer: String,
 }
@@ -53,14 +55,27 @@ impl Core {
                 .with_retry_after(self.rates.retry_after(self.slots())));
         }
         let key = Key::new(&submission.identity, &name);
-        let turns = self.sessions.turns(&key, &self.config.sessions, now);
+        let mut turns = self.sessions.turns(&key, &self.config.sessions, now);
+        let prompt = submission.recorded;
+        // Its answer may have been kept in the moment before the crash for which it is run again.
+        if prompt.is_some() && turns.last().is_some_and(|turn| turn.prompt == prompt) {
+            turns.pop();
+        }
         let Some((input, question)) = continued(&submission.request.input, &turns) else {
             let message = "with `session` promptd keeps the conversation: send the new question alone, as `prompt` or as \
                            one user message, with a system message in front if there is one";
             return Err(Refusal::bad_request(message).with_param("session"));
         };
         let plain = std::mem::replace(&mut submission.request.input, input);
-        Ok(Some(Talk { name, input: plain, question, turns, dropped: 0, answer: String::new() }))
+        Ok(Some(Talk {
+            name,
+            input: plain,
+            question,
+            turns,
+            dropped: 0,
+            prompt,
+            answer: String::new(),
+        }))
     }
 
     /// Drops the oldest turns of a conversation that has become too long, or refuses it. `None`: it is shorter now, and
@@ -113,7 +128,7 @@ impl Core {
     /// Keeps the answer of a conversation.
     pub(super) fn keep_talk(&mut self, client: &Identity, talk: Talk, now: Instant) {
         let mut turns = talk.turns;
-        turns.push(Turn { question: talk.question, answer: talk.answer });
+        turns.push(Turn { question: talk.question, answer: talk.answer, prompt: talk.prompt });
         self.sessions.keep(Key::new(client, &talk.name), turns, &self.config.sessions, now);
     }
 

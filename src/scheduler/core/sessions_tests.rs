@@ -38,7 +38,7 @@ fn turn(bench: &mut Bench, who: &str, text: &str, token: u32) -> String {
 }
 
 fn checked(bench: &mut Bench, check: u64, prompt_tokens: u32, max_tokens: u32) {
-    let result = Ok(CheckedPrompt { prompt_tokens, max_tokens });
+    let result = Ok(CheckedPrompt { prompt_tokens, max_tokens, calls: None });
     bench.frame(FromEngine::Checked { check, result });
 }
 
@@ -131,7 +131,7 @@ fn the_operator_may_have_long_conversations_refused() {
 fn who_resends_the_conversation_needs_no_session() {
     let mut bench = Bench::ready(4, 1);
     let mut resent = said("a", "x");
-    let message = |role| crate::request::Message { role, content: "x".to_owned() };
+    let message = |role| crate::request::Message::new(role, "x");
     resent.request.input =
         Input::Chat(vec![message(Role::User), message(Role::Assistant), message(Role::User)]);
     let refusal = bench.refused(resent);

@@ -21,12 +21,15 @@ pub(super) fn submission(who: &str) -> Submission {
             stop: Vec::new(),
             constraint: Constraint::None,
             logprobs: None,
+            tools: None,
         },
         identity: Identity(who.to_owned()),
         priority: Priority::Normal,
         timeout: None,
         quota: Quota::default(),
         session: None,
+        recorded: None,
+        again: None,
     }
 }
 
@@ -112,7 +115,7 @@ impl Bench {
     pub(super) fn check(&mut self, check: u64) {
         self.frame(FromEngine::Checked {
             check,
-            result: Ok(CheckedPrompt { prompt_tokens: 10, max_tokens: 90 }),
+            result: Ok(CheckedPrompt { prompt_tokens: 10, max_tokens: 90, calls: None }),
         });
     }
 
@@ -149,6 +152,7 @@ impl Bench {
             }
             Action::Deliver { id, event } => match event {
                 Event::Queued { position, .. } => format!("{id} queued {position}"),
+                Event::Started => format!("{id} started"),
                 Event::Prefill { done, total } => format!("{id} prefill {done}/{total}"),
                 Event::Delta { text, .. } => format!("{id} {text}"),
                 Event::Finished(_) => format!("{id} finished"),

@@ -317,6 +317,7 @@ impl Board {
             policies: Policies::fixed(profiles),
             control: None,
             limits,
+            record: None,
         };
         let (stop, stopped) = watch::channel(false);
         let door = tokio::spawn(serve(config, scheduler, facts, stopped));

@@ -90,7 +90,7 @@ impl ScriptedEngine {
     pub(crate) async fn approve(&mut self) {
         match self.order().await {
             ToEngine::Check { check, .. } => {
-                let result = Ok(CheckedPrompt { prompt_tokens: 4, max_tokens: 100 });
+                let result = Ok(CheckedPrompt { prompt_tokens: 4, max_tokens: 100, calls: None });
                 self.say(FromEngine::Checked { check, result }).await;
             }
             other => panic!("not a check: {other:?}"),

@@ -51,6 +51,7 @@ pub(crate) fn request(input: Input, max_tokens: u32) -> Request {
         stop: vec![],
         constraint: Constraint::None,
         logprobs: None,
+        tools: None,
     }
 }
 
@@ -74,7 +75,7 @@ impl Answer {
     pub(crate) fn take(&mut self, event: Event) {
         assert!(self.end.is_none(), "an event after the last: {event:?}");
         match event {
-            Event::Queued { .. } => panic!("the engine has no queue"),
+            Event::Queued { .. } | Event::Started => panic!("the engine has no queue"),
             Event::Prefill { done, total } => self.prefill.push((done, total)),
             Event::Delta { text, tokens, logprobs } => {
                 self.deltas.push(text);

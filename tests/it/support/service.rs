@@ -128,6 +128,13 @@ impl Service {
         (status, self.log())
     }
 
+    /// `kill -9`, as the OOM killer and a power switch do. Its folder is left for the next.
+    pub(crate) fn kill(mut self) -> tempfile::TempDir {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap())
+    }
+
     /// Waits for an end that it comes to by itself.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;

@@ -15,6 +15,7 @@ pub(crate) fn request(text: &str) -> Request {
         stop: Vec::new(),
         constraint: Constraint::None,
         logprobs: None,
+        tools: None,
     }
 }
 
@@ -28,6 +29,8 @@ pub(crate) fn submission(who: &str, text: &str) -> Submission {
         timeout: None,
         quota: Quota::default(),
         session: None,
+        recorded: None,
+        again: None,
     }
 }
 

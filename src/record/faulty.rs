@@ -1,0 +1,1 @@
+//! A disk in memory that fails when it is told to.

@@ -1,0 +1,493 @@
+//! The record on a real disk: one file of `SQLite`. The only file that names rusqlite.
+//!
+//! Its write-ahead log makes a transaction one sequential write and one sync. What the library does not do is done here:
+//! rows carry a digest, because a card can return other bytes than it was given; a file that is damaged is set aside, and
+//! what can be read of it goes on; after a sync that failed the file is written anew, because the system's cache shows
+//! pages as they should be and not as they are (<https://lwn.net/Articles/752063/>).
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, Error, ErrorCode, OpenFlags, TransactionBehavior, params};
+use sha2::{Digest, Sha256};
+
+use super::disk::{Change, Contents, Disk, DiskError};
+use super::{Door, Item, Row, SessionItem, Stage, unix_ms};
+
+/// The file in the state directory.
+const NAME: &str = "record.db";
+/// `application_id` of the file: "prmd".
+const APPLICATION: i64 = 0x7072_6d64;
+/// What brings the form of the file from each version to the next. The version is the number of steps.
+const STEPS: &[&str] = &["CREATE TABLE prompts (
+        number INTEGER PRIMARY KEY, door INTEGER NOT NULL, stage INTEGER NOT NULL, key BLOB NOT NULL, seed INTEGER NOT NULL,
+        starts INTEGER NOT NULL, attempts INTEGER NOT NULL, begun INTEGER NOT NULL, until INTEGER NOT NULL,
+        data BLOB NOT NULL, digest BLOB NOT NULL);
+    CREATE TABLE sessions (
+        client TEXT NOT NULL, name TEXT NOT NULL, used INTEGER NOT NULL, data BLOB NOT NULL, digest BLOB NOT NULL,
+        PRIMARY KEY (client, name)) WITHOUT ROWID;
+    CREATE TABLE openings (id INTEGER PRIMARY KEY CHECK (id = 1), count INTEGER NOT NULL);
+    INSERT INTO openings VALUES (1, 0);"];
+/// The most damaged files that are kept; the oldest gives way to a further one. A card that fails damages file after file,
+/// and they must not fill it.
+const SET_ASIDE: usize = 4;
+/// The log is written into the file when it has so many pages (4 KiB): often enough to keep it small, seldom enough that
+/// a page which changes with every prompt is written once for hundreds of them.
+const CHECKPOINT_PAGES: i64 = 512;
+
+/// The file, and what stands in the way of trusting it.
+#[derive(Debug)]
+pub(super) struct Sqlite {
+    dir: PathBuf,
+    connection: Option<Connection>,
+    is_safe: bool,
+    distrust: bool,
+    damaged: bool,
+}
+
+impl Sqlite {
+    pub(super) fn new(dir: &Path) -> Self {
+        Sqlite {
+            dir: dir.to_owned(),
+            connection: None,
+            is_safe: false,
+            distrust: false,
+            damaged: false,
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join(NAME)
+    }
+
+    /// Where the next file is written before it takes the place of this one.
+    fn new_path(&self) -> PathBuf {
+        with_suffix(&self.path(), ".new")
+    }
+
+    fn try_open(&mut self) -> Result<Contents, DiskError> {
+        let path = self.path();
+        if !path.exists() && self.new_path().exists() {
+            self.finish_renewal(&with_suffix(&path, ".old-wal"))?;
+        }
+        let connection = connect(&path).map_err(failed)?;
+        let version = version(&connection, &path)?;
+        let contents = if version == 0 {
+            Contents::default()
+        } else {
+            sound(&connection).and_then(|()| read(&connection)).map_err(failed)?
+        };
+        if self.distrust {
+            drop(connection);
+            let old = with_suffix(&path, ".old");
+            self.renew(&contents, &old)?;
+            remove(&with_suffix(&old, "-wal"))?;
+            remove(&old)?;
+            self.distrust = false;
+            self.connection = Some(connect(&path).map_err(failed)?);
+        } else {
+            self.connection = Some(connection);
+        }
+        if let Some(connection) = &mut self.connection {
+            migrate(connection).map_err(failed)?;
+        }
+        self.is_safe = false;
+        self.write(&[], true)?;
+        sync_dir(&self.dir)?;
+        Ok(contents)
+    }
+
+    /// Writes the rows into a new file that takes the place of the old, which gets this name. Wherever this is cut off,
+    /// one of the two is whole and is found.
+    fn renew(&self, contents: &Contents, old: &Path) -> Result<(), DiskError> {
+        let (path, new) = (self.path(), self.new_path());
+        for leftover in [&new, &with_suffix(&new, "-journal"), &with_suffix(&new, "-wal")] {
+            remove(leftover)?;
+        }
+        fill(&new, contents).map_err(failed)?;
+        sync_dir(&self.dir)?;
+        rename(&path, old)?;
+        sync_dir(&self.dir)?;
+        self.finish_renewal(&with_suffix(old, "-wal"))
+    }
+
+    /// Puts the new file in the place that is empty. The old one's log goes with the old one: it would be taken for the
+    /// new one's.
+    fn finish_renewal(&self, old_log: &Path) -> Result<(), DiskError> {
+        let log = with_suffix(&self.path(), "-wal");
+        if log.exists() {
+            rename(&log, old_log)?;
+        }
+        rename(&self.new_path(), &self.path())?;
+        sync_dir(&self.dir)
+    }
+
+    /// Renames a damaged file and goes on with what can be read of it.
+    fn set_aside(&self) -> Result<Contents, DiskError> {
+        let mut contents = salvage(&self.path());
+        let mut earlier = self.set_aside_before();
+        while earlier.len() >= SET_ASIDE {
+            let oldest = earlier.remove(0);
+            remove(&with_suffix(&oldest, "-wal"))?;
+            remove(&oldest)?;
+        }
+        let name = with_suffix(&self.path(), &format!(".damaged-{}", unix_ms()));
+        self.renew(&contents, &name)?;
+        contents.set_aside = Some(name);
+        Ok(contents)
+    }
+
+    /// Files that were set aside, the oldest first.
+    fn set_aside_before(&self) -> Vec<PathBuf> {
+        let prefix = format!("{NAME}.damaged-");
+        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let mut paths: Vec<PathBuf> = entries
+            .filter(|entry| {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                name.starts_with(&prefix) && !name.ends_with("-wal")
+            })
+            .map(|entry| entry.path())
+            .collect();
+        paths.sort();
+        paths
+    }
+}
+
+impl Disk for Sqlite {
+    fn open(&mut self) -> Result<Contents, DiskError> {
+        self.connection = None;
+        if !self.damaged {
+            match self.try_open() {
+                Err(DiskError::Failed { damaged: true, .. }) => {}
+                other => return other,
+            }
+        }
+        self.connection = None;
+        let aside = self.set_aside()?;
+        (self.damaged, self.distrust) = (false, false);
+        self.try_open()?;
+        Ok(aside)
+    }
+
+    fn write(&mut self, changes: &[Change], safe: bool) -> Result<(), DiskError> {
+        let Some(connection) = &mut self.connection else {
+            return Err(DiskError::Failed {
+                reason: "the record is not open".to_owned(),
+                distrust: false,
+                damaged: false,
+            });
+        };
+        let written = write(connection, changes, (self.is_safe, safe));
+        self.is_safe = safe;
+        written.map_err(|error| {
+            let error = failed(error);
+            if let DiskError::Failed { distrust, damaged, .. } = &error {
+                self.distrust |= distrust;
+                self.damaged |= damaged;
+            }
+            self.connection = None;
+            error
+        })
+    }
+}
+
+fn connect(path: &Path) -> Result<Connection, Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = Connection::open_with_flags(path, flags)?;
+    // What is closed because it failed must not be written once more on the way out.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    // The state directory is ours alone: without the shared memory file there is no memory map to die of on a full disk.
+    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    Ok(connection)
+}
+
+/// The version of the file's form; 0 is a new file.
+fn version(connection: &Connection, path: &Path) -> Result<i64, DiskError> {
+    let number = |name: &str| {
+        connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map_err(failed)
+    };
+    let (have, application, known) = (number("user_version")?, number("application_id")?, known());
+    if have > 0 && application != APPLICATION {
+        let reason = format!("`{}` is no record of promptd", path.display());
+        return Err(DiskError::Failed { reason, distrust: false, damaged: true });
+    }
+    if have > known {
+        return Err(DiskError::Newer { path: path.to_owned(), have, known });
+    }
+    Ok(have)
+}
+
+fn known() -> i64 {
+    i64::try_from(STEPS.len()).unwrap_or(i64::MAX)
+}
+
+fn migrate(connection: &mut Connection) -> Result<(), Error> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    connection.pragma_update(None, "journal_size_limit", CHECKPOINT_PAGES * 4096)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    let have: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if have == known() {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for step in STEPS.iter().skip(usize::try_from(have).unwrap_or(usize::MAX)) {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "user_version", known())?;
+    transaction.pragma_update(None, "application_id", APPLICATION)?;
+    transaction.commit()
+}
+
+/// Whether the library finds its file in order.
+fn sound(connection: &Connection) -> Result<(), Error> {
+    let said: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0))?;
+    if said == "ok" {
+        return Ok(());
+    }
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    Err(Error::SqliteFailure(code, Some(said)))
+}
+
+fn read(connection: &Connection) -> Result<Contents, Error> {
+    let mut contents = Contents::default();
+    read_prompts(connection, &mut contents)?;
+    read_sessions(connection, &mut contents)?;
+    Ok(contents)
+}
+
+const PROMPT: &str = "number, door, stage, key, seed, starts, attempts, begun, until, data, digest";
+
+fn read_prompts(connection: &Connection, contents: &mut Contents) -> Result<(), Error> {
+    let mut statement =
+        connection.prepare(&format!("SELECT {PROMPT} FROM prompts ORDER BY number"))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        match prompt(row) {
+            Ok(Some(item)) => contents.prompts.push(item),
+            Ok(None) | Err(_) => contents.lost += 1,
+        }
+    }
+    Ok(())
+}
+
+fn prompt(row: &rusqlite::Row<'_>) -> Result<Option<Item>, Error> {
+    let door = match row.get::<_, i64>(1)? {
+        0 => Door::Mqtt,
+        1 => Door::Socket,
+        _ => return Ok(None),
+    };
+    let stage = match row.get::<_, i64>(2)? {
+        0 => Stage::Accepted,
+        1 => Stage::Answered,
+        2 => Stage::Delivered,
+        _ => return Ok(None),
+    };
+    let item = Item {
+        number: unsigned(row.get(0)?),
+        door,
+        stage,
+        key: row.get(3)?,
+        seed: unsigned(row.get(4)?),
+        starts: row.get(5)?,
+        attempts: row.get(6)?,
+        begun: unsigned(row.get(7)?),
+        until: unsigned(row.get(8)?),
+        data: Bytes::from(row.get::<_, Vec<u8>>(9)?),
+    };
+    Ok((row.get::<_, [u8; 8]>(10)? == digest_of_prompt(&item)).then_some(item))
+}
+
+fn read_sessions(connection: &Connection, contents: &mut Contents) -> Result<(), Error> {
+    let mut statement =
+        connection.prepare("SELECT client, name, used, data, digest FROM sessions")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        match session(row) {
+            Ok(Some(item)) => contents.sessions.push(item),
+            Ok(None) | Err(_) => contents.lost += 1,
+        }
+    }
+    Ok(())
+}
+
+fn session(row: &rusqlite::Row<'_>) -> Result<Option<SessionItem>, Error> {
+    let item = SessionItem {
+        client: row.get(0)?,
+        name: row.get(1)?,
+        used: unsigned(row.get(2)?),
+        data: Bytes::from(row.get::<_, Vec<u8>>(3)?),
+    };
+    Ok((row.get::<_, [u8; 8]>(4)? == digest_of_session(&item)).then_some(item))
+}
+
+/// Reads what can be read.
+fn salvage(path: &Path) -> Contents {
+    let mut contents = Contents::default();
+    let Ok(connection) = connect(path) else { return contents };
+    // Each as far as it goes: the error is the end of what can be had.
+    let _ = read_prompts(&connection, &mut contents);
+    let _ = read_sessions(&connection, &mut contents);
+    contents
+}
+
+/// A new file with these rows, whole on the disk.
+fn fill(path: &Path, contents: &Contents) -> Result<(), Error> {
+    let mut connection = connect(path)?;
+    migrate(&mut connection)?;
+    // A file that is renamed must not need a log.
+    connection.pragma_update(None, "journal_mode", "DELETE")?;
+    let prompts = contents.prompts.iter().cloned().map(Change::Prompt);
+    let changes: Vec<Change> =
+        prompts.chain(contents.sessions.iter().cloned().map(Change::Session)).collect();
+    write(&mut connection, &changes, (true, true))
+}
+
+/// Makes the changes. `synced` is whether the last and this transaction are made safe.
+fn write(
+    connection: &mut Connection,
+    changes: &[Change],
+    synced: (bool, bool),
+) -> Result<(), Error> {
+    if synced.0 != synced.1 {
+        connection.pragma_update(None, "synchronous", if synced.1 { "FULL" } else { "NORMAL" })?;
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    {
+        let mut put = transaction.prepare(&format!(
+            "INSERT OR REPLACE INTO prompts ({PROMPT}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
+        ))?;
+        let mut keep =
+            transaction.prepare("INSERT OR REPLACE INTO sessions VALUES (?1, ?2, ?3, ?4, ?5)")?;
+        let mut remove = transaction.prepare("DELETE FROM prompts WHERE number = ?1")?;
+        let mut end =
+            transaction.prepare("DELETE FROM sessions WHERE client = ?1 AND name = ?2")?;
+        for change in changes {
+            match change {
+                Change::Prompt(item) => put.execute(params![
+                    signed(item.number),
+                    item.door as i64,
+                    item.stage as i64,
+                    item.key,
+                    signed(item.seed),
+                    item.starts,
+                    item.attempts,
+                    signed(item.begun),
+                    signed(item.until),
+                    item.data.as_ref(),
+                    digest_of_prompt(item),
+                ])?,
+                Change::Session(item) => keep.execute(params![
+                    item.client,
+                    item.name,
+                    signed(item.used),
+                    item.data.as_ref(),
+                    digest_of_session(item),
+                ])?,
+                Change::Remove(Row::Prompt(number)) => remove.execute(params![signed(*number)])?,
+                Change::Remove(Row::Session(client, name)) => end.execute(params![client, name])?,
+            };
+        }
+        // A transaction without a change writes nothing, and makes nothing safe.
+        if changes.is_empty() {
+            transaction.execute("UPDATE openings SET count = count + 1", [])?;
+        }
+    }
+    transaction.commit()
+}
+
+fn digest_of_prompt(item: &Item) -> [u8; 8] {
+    let mut hash = Sha256::new();
+    for number in [
+        item.number,
+        item.door as u64,
+        item.stage as u64,
+        item.seed,
+        item.starts.into(),
+        item.attempts.into(),
+        item.begun,
+        item.until,
+    ] {
+        hash.update(number.to_le_bytes());
+    }
+    hash.update(item.key);
+    hash.update(&item.data);
+    first_eight(&hash.finalize())
+}
+
+fn digest_of_session(item: &SessionItem) -> [u8; 8] {
+    let mut hash = Sha256::new();
+    for part in [item.client.as_bytes(), item.name.as_bytes(), &item.used.to_le_bytes()] {
+        hash.update(part.len().to_le_bytes());
+        hash.update(part);
+    }
+    hash.update(&item.data);
+    first_eight(&hash.finalize())
+}
+
+fn first_eight(digest: &[u8]) -> [u8; 8] {
+    digest.first_chunk().copied().unwrap_or_default()
+}
+
+/// The file's integers have a sign; the bits are what counts.
+fn signed(number: u64) -> i64 {
+    number.cast_signed()
+}
+
+fn unsigned(number: i64) -> u64 {
+    number.cast_unsigned()
+}
+
+/// An error of the library in our words.
+#[expect(clippy::needless_pass_by_value, reason = "`map_err` gives it away")]
+fn failed(error: Error) -> DiskError {
+    let code = error.sqlite_error_code();
+    let distrust = matches!(code, Some(ErrorCode::SystemIoFailure));
+    let damaged = matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase));
+    let what = match code {
+        Some(ErrorCode::DiskFull) => "the disk is full",
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
+            "the record cannot be opened for writing"
+        }
+        Some(ErrorCode::SystemIoFailure) => "the disk fails",
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => "the record is damaged",
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "another program has the record open"
+        }
+        _ => "the record cannot be used",
+    };
+    DiskError::Failed { reason: format!("{what}: {error}"), distrust, damaged }
+}
+
+fn io(path: &Path, error: &std::io::Error) -> DiskError {
+    let reason = format!("`{}` cannot be changed: {error}", path.display());
+    DiskError::Failed { reason, distrust: false, damaged: false }
+}
+
+fn remove(path: &Path) -> Result<(), DiskError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io(path, &error)),
+        _ => Ok(()),
+    }
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), DiskError> {
+    std::fs::rename(from, to).map_err(|error| io(from, &error))
+}
+
+/// Names in a directory are safe when the directory is.
+fn sync_dir(dir: &Path) -> Result<(), DiskError> {
+    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| io(dir, &error))
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
