@@ -3,6 +3,8 @@
 #   make demo    fetch, build, start a broker and promptd, ask the demo model by every door
 #   make build   target/release/promptd and the libonnxruntime it needs
 #   make test    every test
+#   make test-clients   real clients (openai, ollama, Node) against a built promptd; installs them into target/
+#   make fuzz    what outsiders can send, damaged at random ten million times
 #   make check   formatting, lints, documentation, licences and sources of dependencies
 #   make install   as root, after make build: program, library, demo model, unit; DESTDIR is honoured
 #   make eval-demo   the figures of models/demo/README.md, measured through promptd
@@ -12,7 +14,7 @@ PYTHON ?= python3
 # Where Cargo builds; the library lies beside the binaries, where they look for it.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo build install test check eval-demo runtime broker clean help
+.PHONY: demo build install test test-clients fuzz check eval-demo runtime broker clean help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -41,6 +43,13 @@ demo: build broker
 
 test: runtime broker
 	$(CARGO) test --locked
+
+fuzz: runtime
+	PROMPTD_FUZZ_RUNS=10000000 $(CARGO) test --locked --release --test it fuzz::
+
+test-clients: build
+	$(PYTHON) tests/with_promptd.py --promptd $(TARGET)/release/promptd -- \
+		$(PYTHON) tests/clients/run.py --socket {socket} --into $(TARGET)/clients
 
 check:
 	$(CARGO) fmt --check

@@ -28,6 +28,12 @@ pub enum Command {
     Ask(Ask),
     /// Show how the running service is.
     Status(Status),
+    /// Talk with the running service.
+    Chat(Chat),
+    /// Watch what the running service does.
+    Top(Top),
+    /// End a request that waits or runs.
+    Cancel(Cancel),
 }
 
 /// `promptd serve`
@@ -97,6 +103,64 @@ pub struct Status {
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// Print it as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `promptd chat`
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 left, 1 failed, 2 wrong usage, 69 no service there, 75 busy or loading. NO_COLOR is honoured."
+)]
+pub struct Chat {
+    /// The service's socket [default: `PROMPTD__SOCKET__PATH` in the environment, else /run/promptd/promptd.sock].
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// What the model is told first.
+    #[arg(long, short, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// The profile whose defaults hold.
+    #[arg(long, short, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// The most tokens an answer may have.
+    #[arg(long, short = 'n', value_name = "N")]
+    pub max_tokens: Option<u32>,
+    /// Sampling temperature; 0 always takes the most probable token.
+    #[arg(long, short, value_name = "T")]
+    pub temperature: Option<f64>,
+}
+
+/// `promptd top`
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Exit codes: 0 left, 1 failed, 2 wrong usage, 69 no service there.")]
+pub struct Top {
+    /// The service's socket [default: `PROMPTD__SOCKET__PATH` in the environment, else /run/promptd/promptd.sock].
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Seconds between two looks.
+    #[arg(long, short, value_name = "SECONDS", default_value_t = 1)]
+    pub interval: u16,
+    /// Look once.
+    #[arg(long)]
+    pub once: bool,
+    /// Print each look as a line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `promptd cancel`
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 cancelled, 1 there is no such request or it is another's, 2 wrong usage, 69 no service there."
+)]
+pub struct Cancel {
+    /// The request's id, as its answer and `promptd top` show it.
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// The service's socket [default: `PROMPTD__SOCKET__PATH` in the environment, else /run/promptd/promptd.sock].
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print the answer as JSON.
     #[arg(long)]
     pub json: bool,
 }

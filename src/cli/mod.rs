@@ -4,9 +4,12 @@
 
 pub mod args;
 pub mod ask;
+pub mod cancel;
+pub mod chat;
 mod http;
 pub mod serve;
 pub mod status;
+pub mod top;
 mod world;
 
 use std::ffi::OsString;
@@ -50,6 +53,9 @@ pub fn main() -> ExitCode {
         Command::Form => crate::engine::adapter::try_form(),
         Command::Ask(args) => block_on(ask::run(args)),
         Command::Status(args) => block_on(status::run(args)),
+        Command::Chat(args) => block_on(chat::run(args)),
+        Command::Top(args) => block_on(top::run(args)),
+        Command::Cancel(args) => block_on(cancel::run(args)),
     }
 }
 

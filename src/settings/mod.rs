@@ -7,6 +7,7 @@ mod library;
 mod load;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -127,6 +128,11 @@ pub struct Socket {
     pub path: Option<PathBuf>,
     /// The line socket (one JSON request a line). Absent: none.
     pub lines_path: Option<PathBuf>,
+    /// HTTP over TCP, for programs that know no Unix socket: an address and a port. Absent: none. Every request needs an API key
+    /// of `[clients]`; it travels as it is, so listen on 127.0.0.1, or put something in front that speaks TLS.
+    pub tcp: Option<SocketAddr>,
+    /// Names of this machine that TCP clients may use besides `localhost` and addresses.
+    pub tcp_hosts: Vec<String>,
 }
 
 /// `[state]`
@@ -280,13 +286,14 @@ impl Settings {
     /// A sentence that names the keys.
     fn check(&self) -> Result<(), String> {
         let sockets = self.socket.as_ref();
-        let has_socket = sockets.is_some_and(|s| s.path.is_some() || s.lines_path.is_some());
+        let has_socket =
+            sockets.is_some_and(|s| s.path.is_some() || s.lines_path.is_some() || s.tcp.is_some());
         if self.mqtt.is_none() && !has_socket {
             return Err(
                 "no door is open: set `socket.path`, `socket.lines_path` or `mqtt.url`".to_owned()
             );
         }
-        if let Some(Socket { path: Some(path), lines_path: Some(lines) }) = sockets
+        if let Some(Socket { path: Some(path), lines_path: Some(lines), .. }) = sockets
             && path == lines
         {
             return Err(format!(

@@ -3,6 +3,10 @@
 //! `#[cfg(test)]` tells clippy that helpers are tests too, where `unwrap` and `panic!` are the right words.
 
 #[cfg(test)]
+mod activation;
+#[cfg(test)]
+mod apis;
+#[cfg(test)]
 mod bad_input;
 #[cfg(test)]
 mod cli;
@@ -14,6 +18,8 @@ mod engine_death;
 mod engine_process;
 #[cfg(test)]
 mod forms;
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
@@ -37,6 +43,8 @@ mod overload;
 #[cfg(test)]
 mod record;
 #[cfg(test)]
+mod record_disk;
+#[cfg(test)]
 mod scheduler;
 #[cfg(test)]
 mod shipped;
@@ -48,6 +56,8 @@ mod socket_bind;
 mod socket_misuse;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod tcp;
 #[cfg(test)]
 mod tools;
 #[cfg(test)]

@@ -52,6 +52,8 @@ const OWNED: &[(&str, &[&str])] = &[
     ("hyper", &["src/socket/", "src/cli/"]),
     ("config", &["src/settings/"]),
     ("clap", &["src/cli/"]),
+    ("rustyline", &["src/cli/"]),
+    ("listenfd", &["src/socket/"]),
     ("sd_notify", &["src/systemd.rs"]),
     ("postcard", &["src/engine/frames.rs"]),
     ("rusqlite", &["src/record/sqlite.rs"]),
