@@ -3,6 +3,9 @@
 #   make demo    fetch, build, start a broker and promptd, ask the demo model by every door
 #   make build   target/release/promptd and the libonnxruntime it needs
 #   make test    every test
+#   make test-models   models in other layouts, written by a script, answer as their originals; damaged ones are refused
+#   make test-clients   real clients (openai, ollama, Node) against a built promptd; installs them into target/
+#   make fuzz    what outsiders can send, damaged at random ten million times
 #   make check   formatting, lints, documentation, licences and sources of dependencies
 #   make install   as root, after make build: program, library, demo model, unit; DESTDIR is honoured
 #   make eval-demo   the figures of models/demo/README.md, measured through promptd
@@ -12,7 +15,7 @@ PYTHON ?= python3
 # Where Cargo builds; the library lies beside the binaries, where they look for it.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo build install test check eval-demo runtime broker clean help
+.PHONY: demo build install test test-models test-clients fuzz check eval-demo runtime broker clean help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -41,6 +44,34 @@ demo: build broker
 
 test: runtime broker
 	$(CARGO) test --locked
+
+# Material that is not part of this repository; without it there is nothing to write in other layouts.
+MATERIAL ?= ../shared/material
+MODELS_PYTHON := $(TARGET)/models-venv/bin/python
+
+$(MODELS_PYTHON):
+	$(PYTHON) -m venv $(TARGET)/models-venv
+	$@ -m pip install --quiet --disable-pip-version-check onnx numpy
+
+test-models: runtime
+	@if test -d $(MATERIAL)/models; then $(MAKE) --no-print-directory written-models; \
+	else echo "there is no $(MATERIAL)/models: no models are written in other layouts"; fi
+
+.PHONY: written-models
+written-models: $(MODELS_PYTHON)
+	$(MODELS_PYTHON) tests/models/relayout.py $(MATERIAL)/models/stories260k-genai-fp32 \
+		$(MATERIAL)/models/stories260k-plain-fp32 $(TARGET)/layouts
+	rm -rf $(TARGET)/broken && mkdir -p $(TARGET)/broken
+	$(PYTHON) $(MATERIAL)/tools/make_broken.py $(MATERIAL)/models/stories260k-genai-int4 $(TARGET)/broken
+	PROMPTD_TEST_LAYOUTS=$(abspath $(TARGET)/layouts) PROMPTD_TEST_BROKEN=$(abspath $(TARGET)/broken) \
+		$(CARGO) test --locked --test it -- model_
+
+fuzz: runtime
+	PROMPTD_FUZZ_RUNS=10000000 $(CARGO) test --locked --release --test it fuzz::
+
+test-clients: build
+	$(PYTHON) tests/with_promptd.py --promptd $(TARGET)/release/promptd -- \
+		$(PYTHON) tests/clients/run.py --socket {socket} --into $(TARGET)/clients
 
 check:
 	$(CARGO) fmt --check

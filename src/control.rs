@@ -1,4 +1,4 @@
-//! What an operator may ask of a running promptd at either door: load, unload, reload.
+//! What an operator may ask of a running promptd at either door: load, unload, reload, drain.
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -14,11 +14,17 @@ pub enum Operation {
     Unload,
     /// Read the configuration again, as SIGHUP does.
     Reload,
+    /// Take no new prompts from now on; those that are accepted end. Only another start ends it.
+    Drain,
 }
 
 /// All operations, with the names under which the doors know them.
-pub const OPERATIONS: [(&str, Operation); 3] =
-    [("load", Operation::Load), ("unload", Operation::Unload), ("reload", Operation::Reload)];
+pub const OPERATIONS: [(&str, Operation); 4] = [
+    ("load", Operation::Load),
+    ("unload", Operation::Unload),
+    ("reload", Operation::Reload),
+    ("drain", Operation::Drain),
+];
 
 impl Operation {
     /// The operation of this name.
@@ -63,6 +69,10 @@ impl Control {
         match operation {
             Operation::Load => self.scheduler.load().await,
             Operation::Unload => self.scheduler.unload().await,
+            Operation::Drain => {
+                self.scheduler.drain().await;
+                Ok(())
+            }
             Operation::Reload => {
                 let (reply, answer) = oneshot::channel();
                 let gone =
@@ -84,6 +94,6 @@ mod tests {
             assert_eq!((Operation::by_name(name), operation.name()), (Ok(operation), name));
         }
         let refusal = Operation::by_name("halt").unwrap_err();
-        assert!(refusal.message.ends_with("load, unload, reload"), "{refusal}");
+        assert!(refusal.message.ends_with("load, unload, reload, drain"), "{refusal}");
     }
 }

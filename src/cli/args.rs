@@ -30,6 +30,106 @@ pub enum Command {
     Status(Status),
     /// Check, show and describe the configuration.
     Config(Config),
+    /// Look at a model folder: check it, plan its memory, tokenize, render.
+    Model(Model),
+    /// Talk with the running service.
+    Chat(Chat),
+    /// Watch what the running service does.
+    Top(Top),
+    /// End a request that waits or runs.
+    Cancel(Cancel),
+}
+
+/// `promptd model`
+#[derive(Clone, Debug, clap::Args)]
+pub struct Model {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub command: ModelCommand,
+}
+
+/// What to do with a model folder.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ModelCommand {
+    /// Say whether promptd can run it, and if not, which file is wrong and how.
+    Check(Check),
+    /// Say how much memory it will take, and the largest context that fits this board.
+    Plan(Plan),
+    /// Turn the text on standard input into token ids (a JSON array), or back.
+    Tokenize(Tokenize),
+    /// Render the conversation on standard input with its chat template.
+    Render(Render),
+}
+
+/// `promptd model check`
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Exit codes: 0 it can be run, 1 it cannot, 2 wrong usage.")]
+pub struct Check {
+    /// The model folder, or one of its graphs (a file `….onnx`).
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Print it as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `promptd model plan`
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Exit codes: 0 it fits, 1 it does not or cannot be run, 2 wrong usage.")]
+pub struct Plan {
+    /// The model folder, or one of its graphs.
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Prompts that run at once, as in `model.slots`.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    pub slots: u16,
+    /// Tokens of context of each, as in `model.context`; 0: what the model was made for.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub context: u32,
+    /// Load the model, fill its context and say what that took.
+    #[arg(long)]
+    pub measure: bool,
+    /// libonnxruntime.so, for `--measure`.
+    #[arg(long, value_name = "FILE")]
+    pub library: Option<PathBuf>,
+    /// Print it as JSON, in bytes.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `promptd model tokenize`
+#[derive(Clone, Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
+pub struct Tokenize {
+    /// A folder with a tokenizer.json; nothing else needs to be in there.
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// One JSON string in and one array out a line (with --decode the other way).
+    #[arg(long)]
+    pub lines: bool,
+    /// Token ids in, text out.
+    #[arg(long)]
+    pub decode: bool,
+    /// The texts of control tokens are control tokens; without it they are text, as in what clients write.
+    #[arg(long, conflicts_with = "decode")]
+    pub special: bool,
+    /// Begin with the token that prompts begin with, where the model has one.
+    #[arg(long, conflicts_with = "decode")]
+    pub bos: bool,
+}
+
+/// `promptd model render`
+#[derive(Clone, Debug, clap::Args)]
+#[command(
+    after_help = "Standard input: {\"messages\":[…],\"tools\":[…],\"add_generation_prompt\":true}; every key is a variable of the template."
+)]
+pub struct Render {
+    /// The model folder; its `tokenizer_config.json` names the tokens that begin and end.
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Another template than the folder's.
+    #[arg(long, value_name = "FILE")]
+    pub template: Option<PathBuf>,
 }
 
 /// `promptd serve`
@@ -142,6 +242,64 @@ pub struct Status {
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// Print it as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `promptd chat`
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 left, 1 failed, 2 wrong usage, 69 no service there, 75 busy or loading. NO_COLOR is honoured."
+)]
+pub struct Chat {
+    /// The service's socket [default: `PROMPTD__SOCKET__PATH` in the environment, else /run/promptd/promptd.sock].
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// What the model is told first.
+    #[arg(long, short, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// The profile whose defaults hold.
+    #[arg(long, short, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// The most tokens an answer may have.
+    #[arg(long, short = 'n', value_name = "N")]
+    pub max_tokens: Option<u32>,
+    /// Sampling temperature; 0 always takes the most probable token.
+    #[arg(long, short, value_name = "T")]
+    pub temperature: Option<f64>,
+}
+
+/// `promptd top`
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Exit codes: 0 left, 1 failed, 2 wrong usage, 69 no service there.")]
+pub struct Top {
+    /// The service's socket [default: `PROMPTD__SOCKET__PATH` in the environment, else /run/promptd/promptd.sock].
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Seconds between two looks.
+    #[arg(long, short, value_name = "SECONDS", default_value_t = 1)]
+    pub interval: u16,
+    /// Look once.
+    #[arg(long)]
+    pub once: bool,
+    /// Print each look as a line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `promptd cancel`
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 cancelled, 1 there is no such request or it is another's, 2 wrong usage, 69 no service there."
+)]
+pub struct Cancel {
+    /// The request's id, as its answer and `promptd top` show it.
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// The service's socket [default: `PROMPTD__SOCKET__PATH` in the environment, else /run/promptd/promptd.sock].
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print the answer as JSON.
     #[arg(long)]
     pub json: bool,
 }

@@ -102,8 +102,9 @@ async fn has_chat(client: &Client<'_>) -> Result<bool, Trouble> {
     let refused =
         |code: &str, message: String| Err(Trouble::Refused { code: code.to_owned(), message });
     match status.get("state").and_then(Value::as_str) {
-        Some("ready") => {
-            Ok(status.pointer("/model/chat").and_then(Value::as_bool).unwrap_or(false))
+        // A prompt that comes loads the model; most can chat, and one that cannot says so.
+        Some("ready" | "unloaded") => {
+            Ok(status.pointer("/model/chat").and_then(Value::as_bool).unwrap_or(true))
         }
         Some("loading") => {
             let stage = status.get("stage").and_then(Value::as_str).unwrap_or("starting");

@@ -121,13 +121,23 @@ impl Client<'_> {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Response<Incoming>, Trouble> {
+        let method = if body.is_some() { "POST" } else { "GET" };
+        self.request(method, path, body).await
+    }
+
+    /// The same with a method.
+    pub(super) async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Response<Incoming>, Trouble> {
         let unreachable = |source| Trouble::Unreachable { socket: self.socket.to_owned(), source };
         let stream = UnixStream::connect(self.socket).await.map_err(unreachable)?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.broken(e))?;
         // Ends with the response's body, or with the runtime; its errors come out of the body too.
         drop(tokio::spawn(connection));
-        let method = if body.is_some() { "POST" } else { "GET" };
         let bytes = body.map_or_else(Bytes::new, |body| body.to_string().into());
         let request = Request::builder().method(method).uri(path).header(HOST, "localhost");
         let request = request.header(CONTENT_TYPE, "application/json").body(Full::new(bytes));
@@ -163,6 +173,13 @@ impl Client<'_> {
         let value = serde_json::from_slice(&bytes)
             .map_err(|error| self.strange(format!("no JSON, {error}")))?;
         Ok((response.status().as_u16(), value))
+    }
+
+    /// The service's process, as the kernel knows it.
+    pub(super) fn pid(&self) -> Option<u32> {
+        let stream = std::os::unix::net::UnixStream::connect(self.socket).ok()?;
+        let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;
+        u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
     }
 
     /// The trouble of a connection that broke.

@@ -4,10 +4,14 @@
 
 pub mod args;
 pub mod ask;
+pub mod cancel;
+pub mod chat;
 pub mod config;
 mod http;
+pub mod model;
 pub mod serve;
 pub mod status;
+pub mod top;
 mod world;
 
 use std::ffi::OsString;
@@ -52,6 +56,10 @@ pub fn main() -> ExitCode {
         Command::Ask(args) => block_on(ask::run(args)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Config(args) => block_on(self::config::run(args)),
+        Command::Model(args) => block_on(model::run(args)),
+        Command::Chat(args) => block_on(chat::run(args)),
+        Command::Top(args) => block_on(top::run(args)),
+        Command::Cancel(args) => block_on(cancel::run(args)),
     }
 }
 

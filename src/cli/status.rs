@@ -37,7 +37,8 @@ async fn show(socket: &Path, as_json: bool, world: &mut World<'_>) -> Result<u8,
     };
     let code = match state {
         // A prompt that comes loads the model.
-        "ready" | "unloaded" => exit::OK,
+        // And one that comes while the record cannot be written is answered.
+        "ready" | "unloaded" | "degraded" => exit::OK,
         "model_failed" => exit::FAILURE,
         _ => exit::LATER,
     };
@@ -91,6 +92,7 @@ fn table(version: &Value, socket: &Path, status: &Value) -> String {
             eta.unwrap_or_default()
         ),
     ));
+    rows.extend(record(status).map(|text| ("record", text)));
     if let Some(error) = status.get("configuration_error") {
         rows.push(("reload", format!("failed, the old configuration holds: {}", words(error))));
     }
@@ -133,6 +135,18 @@ fn table(version: &Value, socket: &Path, status: &Value) -> String {
         let _ = writeln!(text, "  {name:<8} {value}");
     }
     text
+}
+
+/// How things are with what outlasts the service, where anything does.
+fn record(status: &Value) -> Option<String> {
+    let record = status.get("record")?;
+    let at = |name: &str| record.get(name).map(words).unwrap_or_default();
+    let reason = record.get("reason").map(words);
+    let state = reason.map_or_else(|| at("state"), |why| format!("degraded: {why}"));
+    let (prompts, waiting, replayed) = (at("prompts"), at("waiting"), at("replayed"));
+    Some(format!(
+        "{state}; {prompts} prompts, {waiting} rows wait for the disk, {replayed} prompts run again"
+    ))
 }
 
 fn words(value: &Value) -> String {

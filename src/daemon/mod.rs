@@ -117,6 +117,7 @@ struct Plan {
     engine: SpawnConfig,
     scheduler: scheduler::Config,
     sockets: socket::Config,
+    hosts: Vec<String>,
     mqtt: Option<mqtt::Config>,
     policy: wire::Policy,
     mqtt_admin: bool,
@@ -132,6 +133,7 @@ impl Plan {
             ..wire::Limits::default()
         };
         let policy = reload::policy(settings, &limits)?;
+        check_tcp(settings, &policy)?;
         let load = reload::load_request(settings, &program, &environment);
         let sockets = settings.socket.clone().unwrap_or_default();
         let node =
@@ -144,9 +146,11 @@ impl Plan {
         Ok(Plan {
             engine,
             scheduler: reload::scheduler_config(settings),
+            hosts: sockets.tcp_hosts.clone(),
             sockets: socket::Config {
                 path: sockets.path,
                 lines_path: sockets.lines_path,
+                tcp: sockets.tcp,
                 ..Default::default()
             },
             mqtt: settings.mqtt.as_ref().map(|mqtt| mqtt_config(mqtt, &node)).transpose()?,
@@ -167,10 +171,8 @@ async fn serve(
     let manager = ServiceManager::from_environment();
     let mut signals = Signals::new().map_err(DaemonError::System)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::System)?;
-    let bind = |path: &Option<PathBuf>| {
-        path.as_deref().map(|path| socket::bind(path, plan.sockets.mode)).transpose()
-    };
-    let (http, lines) = (bind(&plan.sockets.path)?, bind(&plan.sockets.lines_path)?);
+    let (http, lines) = open_sockets(&plan.sockets)?;
+    let tcp = plan.sockets.tcp.map(socket::bind_tcp).transpose()?;
 
     let port = client::supervise(plan.engine);
     let (scheduler, actor) = Scheduler::with_record(plan.scheduler, port, record.as_ref());
@@ -181,9 +183,9 @@ async fn serve(
     let control = Control::new(scheduler.clone(), ask_reload);
     let app =
         App::new(scheduler.clone(), policies.clone(), plan.limits.clone(), Some(plan.node.clone()));
-    let app = Arc::new(app.with_control(control.clone()));
+    let app = Arc::new(app.with_control(control.clone()).with_hosts(plan.hosts));
     let (mut sockets, mut broker) = (JoinSet::new(), JoinSet::new());
-    if let Some(bound) = http {
+    for bound in [http, tcp].into_iter().flatten() {
         sockets.spawn(socket::serve(bound, Arc::clone(&app), told(stopping.clone())));
     }
     if let Some(bound) = lines {
@@ -243,6 +245,44 @@ async fn serve(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// TCP wants a key of whoever comes; without one nobody could ask, and nobody shall ask without.
+fn check_tcp(settings: &Settings, policy: &wire::Policy) -> Result<(), DaemonError> {
+    let Some(address) = settings.socket.as_ref().and_then(|socket| socket.tcp) else {
+        return Ok(());
+    };
+    if !policy.access.has_keys() {
+        let message = format!(
+            "`socket.tcp` is {address}, but no entry of `[clients]` has an `api_key_file`; over TCP every request needs a key"
+        );
+        return Err(DaemonError::Settings(message));
+    }
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "API keys and prompts travel unencrypted to this address; put TLS in front of it");
+    }
+    Ok(())
+}
+
+/// The HTTP socket and the line socket: the service manager's where it opened them, else our own.
+fn open_sockets(
+    config: &socket::Config,
+) -> Result<(Option<socket::Bound>, Option<socket::Bound>), DaemonError> {
+    let names = std::env::var("LISTEN_FDNAMES").ok();
+    let mut passed = socket::inherited(names.as_deref()).map_err(DaemonError::System)?;
+    let mut open = |name: &str, path: &Option<PathBuf>| {
+        let given = passed.iter().position(|(passed, _)| passed == name);
+        if let Some(given) = given.map(|at| passed.swap_remove(at).1) {
+            tracing::info!(socket = name, "the service manager's own");
+            return Ok(Some(given));
+        }
+        path.as_deref().map(|path| socket::bind(path, config.mode)).transpose()
+    };
+    let sockets = (open("http", &config.path)?, open("lines", &config.lines_path)?);
+    for (name, _) in passed {
+        tracing::warn!(socket = name, "nobody knows this socket; `http` and `lines` are the names");
+    }
+    Ok(sockets)
 }
 
 /// Tells the service manager how things are until somebody wants the service to end.

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use super::frames::{CheckedPrompt, LoadRequest, LoadStage, ModelInfo};
@@ -25,6 +26,14 @@ pub fn try_form() -> ExitCode {
 pub fn run() -> ExitCode {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
         tracing::debug!(%error, "the engine keeps the service's place in the order of out-of-memory kills");
+    }
+    let always = Arc::new(AtomicBool::new(true));
+    if let Err(error) = signal_hook::flag::register_conditional_shutdown(
+        signal_hook::consts::SIGBUS,
+        super::death::FILE_LOST,
+        always,
+    ) {
+        tracing::debug!(%error, "SIGBUS will end the engine as the kernel ends a process");
     }
     let socket = match std::io::stdin().as_fd().try_clone_to_owned() {
         Ok(socket) => UnixStream::from(socket),

@@ -44,6 +44,10 @@ pub enum Phase {
     Ready,
 }
 
+/// The exit code (`EX_IOERR`) of an engine whose handler of SIGBUS ended it: a file under its memory map was cut short, or
+/// its storage failed. The handler does nothing else, so no core file of the model's size is written.
+pub(super) const FILE_LOST: i32 = 74;
+
 // Signal numbers of Linux, the same on aarch64 and x86-64.
 const SIGABRT: i32 = 6;
 const SIGBUS: i32 = 7;
@@ -53,6 +57,8 @@ const SIGSEGV: i32 = 11;
 impl DeathReport {
     /// A report on an engine that was given this to load.
     pub fn new(how: Death, phase: Phase, load: &LoadRequest) -> Self {
+        // By its own hand or the kernel's: what it died of is the same.
+        let how = if how == Death::Exited(FILE_LOST) { Death::Killed(SIGBUS) } else { how };
         DeathReport { how, phase, library: load.library.clone(), model: load.model.clone() }
     }
 

@@ -47,6 +47,8 @@ pub struct Client {
     pub priority: Option<Priority>,
     /// Whether they may load, unload and reload.
     pub admin: bool,
+    /// Whether they may ask nothing at all.
+    pub deny: bool,
     /// Prompts in any minute.
     pub prompts_per_minute: Option<u32>,
     /// Prompts at a time, waiting or running.
@@ -76,6 +78,8 @@ pub struct Grant {
     pub priority: Priority,
     /// Whether they may load, unload and reload.
     pub admin: bool,
+    /// Whether they may ask nothing at all.
+    pub denied: bool,
     /// How much they may ask.
     pub quota: Quota,
 }
@@ -83,7 +87,25 @@ pub struct Grant {
 impl Grant {
     /// Everything, under this name.
     pub fn all(identity: Identity) -> Self {
-        Grant { identity, priority: Priority::High, admin: false, quota: Quota::default() }
+        Grant {
+            identity,
+            priority: Priority::High,
+            admin: false,
+            denied: false,
+            quota: Quota::default(),
+        }
+    }
+
+    /// Whether they may ask at all.
+    ///
+    /// # Errors
+    /// `forbidden`.
+    pub fn check_allowed(&self) -> Result<(), Refusal> {
+        if !self.denied {
+            return Ok(());
+        }
+        let message = format!("`{}` may not ask here; `[clients]` says who may", self.identity.0);
+        Err(Refusal::new(Code::Forbidden, message))
     }
 
     /// Whether they may ask for this priority.
@@ -192,12 +214,23 @@ impl Access {
             identity,
             priority: client.priority.unwrap_or(Priority::High),
             admin: client.admin,
+            denied: client.deny,
             quota: Quota {
                 per_minute: client.prompts_per_minute,
                 concurrent: client.concurrent_prompts,
                 tokens_per_day: client.tokens_per_day,
             },
         }
+    }
+
+    /// The entry that has this API key.
+    pub fn name_of_key(&self, key: &str) -> Option<&str> {
+        self.keys.get(&digest(key)).map(String::as_str)
+    }
+
+    /// Whether any entry has an API key.
+    pub fn has_keys(&self) -> bool {
+        !self.keys.is_empty()
     }
 
     /// The entry that names this MQTT client: itself before a beginning, a longer beginning before a shorter one.
@@ -288,6 +321,11 @@ mod tests {
         assert!(access.grant(Who { gid: Some(100), ..Who::default() }).admin);
         let stranger = access.grant(Who { uid: Some(9), ..Who::default() });
         assert_eq!((stranger.priority, stranger.quota.per_minute), (Priority::Low, Some(6)));
+        stranger.check_allowed().unwrap();
+        let closed = read("[a]\nuids = [1]\n[default]\ndeny = true").unwrap();
+        closed.grant(Who { uid: Some(1), ..Who::default() }).check_allowed().unwrap();
+        let refusal = closed.grant(Who { uid: Some(9), ..Who::default() }).check_allowed();
+        assert_eq!(refusal.unwrap_err().code, Code::Forbidden);
         let anybody = Access::default().grant(Who { uid: Some(9), ..Who::default() });
         assert_eq!(anybody, Grant::all(Identity("uid:9".to_owned())));
     }

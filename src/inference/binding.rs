@@ -24,6 +24,9 @@ mod private {
     impl Sealed for f32 {}
     impl Sealed for i64 {}
     impl Sealed for u16 {}
+    impl Sealed for i8 {}
+    impl Sealed for u8 {}
+    impl Sealed for bool {}
 }
 
 impl Element for f32 {
@@ -37,6 +40,18 @@ impl Element for i64 {
 /// The bits of a half-precision float; promptd holds no other tensors of 16 bits.
 impl Element for u16 {
     const TYPE: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+}
+
+impl Element for i8 {
+    const TYPE: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
+}
+
+impl Element for u8 {
+    const TYPE: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+}
+
+impl Element for bool {
+    const TYPE: ElementType = ElementType::ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
 }
 
 /// A run that is being put together. It borrows every buffer it reads or writes until it is over.

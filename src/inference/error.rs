@@ -72,6 +72,25 @@ pub enum LoadError {
         #[source]
         source: ort::Error,
     },
+    /// It would take more memory than there is.
+    #[error(
+        "the model {} takes {need} bytes of memory with {slots} slots of {context} tokens, {have} are available; {advice}",
+        path.display()
+    )]
+    Memory {
+        /// The model folder.
+        path: PathBuf,
+        /// Bytes that it takes and cannot give back.
+        need: u64,
+        /// Bytes that are available.
+        have: u64,
+        /// Prompts that were to run at once.
+        slots: u16,
+        /// Tokens of context of each.
+        context: u32,
+        /// What would fit.
+        advice: String,
+    },
     /// A thread could not be started.
     #[error("cannot start a thread to compile the chat template")]
     Thread(#[source] std::io::Error),
@@ -91,10 +110,17 @@ impl From<LoadError> for Refusal {
     }
 }
 
-/// A step of the model that failed for every prompt that took part in it.
+/// What leaves a loaded model unusable.
 #[derive(Debug, thiserror::Error)]
-#[error("ONNX Runtime failed in a decode step")]
-pub struct StepError(#[source] pub(super) ort::Error);
+#[non_exhaustive]
+pub enum StepError {
+    /// A step of the model failed for every prompt that took part in it.
+    #[error("ONNX Runtime failed in a decode step")]
+    Runtime(#[source] ort::Error),
+    /// A file of the model is no longer the one that was loaded.
+    #[error("{0}")]
+    Changed(String),
+}
 
 /// An error and its causes, one after the other. Causes that repeat what was already said are left out.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {

@@ -9,21 +9,20 @@ use serde_json::Value;
 
 use super::error::LoadError;
 use super::files::{inside, plain_file, read, read_json, read_text};
+use super::interface::Interface;
+use super::manifest;
 use super::mapped::Mapped;
 use super::model_config::{self, ModelConfig};
-use super::{manifest, onnx_file};
+use super::onnx_file::{self, OnnxFile};
 
 /// A git-lfs pointer begins with this; its specification allows at most 1,024 bytes.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
-/// Graph names of the transformers.js and Optimum layouts, the preferred first: full precision before quantised.
-const GRAPH_NAMES: &[&str] = &[
-    "model.onnx",
-    "decoder_model_merged.onnx",
-    "decoder_with_past_model.onnx",
-    "model_q4.onnx",
-    "model_quantized.onnx",
-    "model_fp16.onnx",
-];
+/// What graphs are called in the transformers.js and Optimum layouts, the preferred first.
+const GRAPH_STEMS: &[&str] = &["model", "decoder_model_merged", "decoder_with_past_model"];
+/// transformers.js' names for precisions, the preferred first. A board reads all weights from memory for each token, so
+/// four bits are the quickest; half precision is the slowest on a CPU, which computes it in single precision.
+const PRECISIONS: &[&str] =
+    &["_q4", "_quantized", "_int8", "_uint8", "", "_q4f16", "_fp16", "_bnb4"];
 
 /// A model folder whose files are all there and fit each other as far as files can tell.
 #[derive(Debug)]
@@ -34,6 +33,14 @@ pub(super) struct Folder {
     pub(super) config: ModelConfig,
     /// The graph's file.
     pub(super) graph: PathBuf,
+    /// Graphs that lie beside it and could be named instead of the folder.
+    pub(super) variants: Vec<PathBuf>,
+    /// What is in the graph's file.
+    pub(super) contents: OnnxFile,
+    /// How the graph is fed and read.
+    pub(super) interface: Interface,
+    /// The graph's file and those it takes weights from, with their sizes.
+    pub(super) files: Vec<(PathBuf, u64)>,
     /// tokenizer.json, read.
     pub(super) tokenizer: Vec<u8>,
     /// `tokenizer_config.json`; `null` where there is none.
@@ -42,34 +49,63 @@ pub(super) struct Folder {
     pub(super) template: Option<(PathBuf, String)>,
 }
 
-/// Looks at the folder.
+/// Looks at the folder. `path` names it, or one of its graphs.
 pub(super) fn open(path: &Path) -> Result<Folder, LoadError> {
     let refuse = |reason: &str| LoadError::Folder { path: path.into(), reason: reason.into() };
-    let root = match std::fs::canonicalize(path) {
-        Ok(root) if root.is_dir() => root,
-        Ok(_) => return Err(refuse("is no folder")),
+    let (root, named) = match std::fs::canonicalize(path) {
+        Ok(root) if root.is_dir() => (root, None),
+        Ok(graph) if graph.extension().is_some_and(|extension| extension == "onnx") => {
+            (root_of(&graph), Some(graph))
+        }
+        Ok(_) => return Err(refuse("is neither a folder nor a graph (a file `….onnx`)")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(refuse("does not exist"));
         }
         Err(source) => return Err(LoadError::Read { path: path.into(), source }),
     };
     manifest::check(&root)?;
-    let (config, graph) = layout(&root)?;
-    check_graph(&root, &graph, &config)?;
+    let (mut config, graph, variants) = layout(&root, named)?;
+    let (contents, files) = check_graph(&root, &graph)?;
+    let interface = Interface::check(&contents, &config, &graph)?;
+    check_context(&mut config, &interface, &graph)?;
     let tokenizer = read(&root.join("tokenizer.json"))?;
     let (tokenizer_config, template) = tokenizer_files(&root)?;
     let name =
         root.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
-    Ok(Folder { root, name, config, graph, tokenizer, tokenizer_config, template })
+    Ok(Folder {
+        root,
+        name,
+        config,
+        graph,
+        variants,
+        contents,
+        interface,
+        files,
+        tokenizer,
+        tokenizer_config,
+        template,
+    })
 }
 
-fn layout(root: &Path) -> Result<(ModelConfig, PathBuf), LoadError> {
+/// The folder a graph belongs to: its own, or the one above `onnx/`.
+fn root_of(graph: &Path) -> PathBuf {
+    let own = graph.parent().unwrap_or(Path::new("/"));
+    let is_onnx = own.file_name().is_some_and(|name| name == "onnx");
+    let above = own.parent().filter(|above| is_onnx && exists(&above.join("config.json")));
+    above.unwrap_or(own).to_owned()
+}
+
+/// The configuration, the graph, and the graphs beside it.
+fn layout(
+    root: &Path,
+    named: Option<PathBuf>,
+) -> Result<(ModelConfig, PathBuf, Vec<PathBuf>), LoadError> {
     let genai = root.join("genai_config.json");
     if exists(&genai) {
         let config = model_config::genai(&genai, &read_json(&genai)?)?;
         let name = config.graph.clone().unwrap_or_default();
         let graph = inside(root, &genai, "model.decoder.filename", &name)?;
-        return Ok((config, graph));
+        return Ok((config, named.unwrap_or(graph), Vec::new()));
     }
     let file = root.join("config.json");
     if !exists(&file) {
@@ -93,16 +129,44 @@ fn layout(root: &Path) -> Result<(ModelConfig, PathBuf), LoadError> {
             "is a symbolic link; model folders hold plain files only",
         ));
     }
-    let candidates = [onnx.as_path(), root].into_iter();
-    let candidates =
-        candidates.flat_map(|folder| GRAPH_NAMES.iter().map(move |name| folder.join(name)));
-    match { candidates }.find(|path| exists(path)) {
-        Some(graph) => Ok((config, graph)),
-        None => Err(LoadError::file(
-            root.join("model.onnx"),
-            "is missing, and there is no other graph in the folder",
-        )),
+    let names = GRAPH_STEMS
+        .iter()
+        .flat_map(|stem| PRECISIONS.iter().map(move |precision| format!("{stem}{precision}.onnx")));
+    let mut there: Vec<PathBuf> = names
+        .flat_map(|name| [onnx.join(&name), root.join(&name)])
+        .filter(|path| exists(path))
+        .collect();
+    if let Some(graph) = named {
+        there.retain(|path| *path != graph);
+        return Ok((config, graph, there));
     }
+    if there.is_empty() {
+        return Err(LoadError::file(
+            root.join("model.onnx"),
+            other_parts(&[root, &onnx]).unwrap_or_else(|| {
+                "is missing, and there is no other graph in the folder".to_owned()
+            }),
+        ));
+    }
+    let graph = there.remove(0);
+    Ok((config, graph, there))
+}
+
+/// Files that show what the folder holds instead of a graph that writes text.
+fn other_parts(folders: &[&Path]) -> Option<String> {
+    const PARTS: &[(&str, &str)] = &[
+        (
+            "encoder_model.onnx",
+            "belongs to an encoder-decoder model; promptd runs decoder-only models",
+        ),
+        ("vision_encoder.onnx", "belongs to a model of images; promptd runs text models"),
+        (
+            "decoder_model.onnx",
+            "cannot take a past; export the model again with a cache (`--task text-generation-with-past`)",
+        ),
+    ];
+    let found = PARTS.iter().find(|(name, _)| folders.iter().any(|f| exists(&f.join(name))));
+    found.map(|(name, what)| format!("is missing; {name}, which is there, {what}"))
 }
 
 /// Repositories of models hold variants in folders such as `cpu_and_mobile/cpu-int4-rtn-block-32/`.
@@ -122,9 +186,9 @@ fn find_below(folder: &Path, depth: u32) -> Option<PathBuf> {
     })
 }
 
-/// The graph's file and every file it needs: there, plain, inside the folder, long enough.
-fn check_graph(root: &Path, graph: &Path, config: &ModelConfig) -> Result<(), LoadError> {
-    plain_file(graph)?;
+/// The graph's file and every file it needs: there, plain, inside the folder, long enough. Gives their sizes, too.
+fn check_graph(root: &Path, graph: &Path) -> Result<(OnnxFile, Vec<(PathBuf, u64)>), LoadError> {
+    let mut files = vec![(graph.to_owned(), plain_file(graph)?)];
     let map = Mapped::open(graph)?;
     if map.bytes().starts_with(LFS_POINTER) {
         return Err(LoadError::file(
@@ -132,10 +196,10 @@ fn check_graph(root: &Path, graph: &Path, config: &ModelConfig) -> Result<(), Lo
             "is a git-lfs pointer, not the model; run `git lfs pull` where it was cloned",
         ));
     }
-    let needs =
-        onnx_file::needs(map.bytes()).map_err(|fault| LoadError::file(graph, fault.to_string()))?;
+    let contents =
+        onnx_file::read(map.bytes()).map_err(|fault| LoadError::file(graph, fault.to_string()))?;
     let base = graph.parent().unwrap_or(root);
-    for (name, needed) in &needs.files {
+    for (name, needed) in &contents.files {
         let file = inside(base, graph, "external_data.location", name)?;
         let size = plain_file(&file)?;
         if size < *needed {
@@ -146,23 +210,43 @@ fn check_graph(root: &Path, graph: &Path, config: &ModelConfig) -> Result<(), Lo
             ));
         }
         Mapped::open(&file)?.warm();
+        files.push((file, size));
     }
-    match needs.rotary_positions {
-        Some(rows) if u64::from(config.context) > rows => {
-            let reason = format!(
-                "states a context of {} tokens, but {} has rotary embeddings for {rows} positions",
-                config.context,
-                graph.display()
-            );
-            Err(LoadError::file(&config.source, reason))
-        }
-        _ => Ok(()),
+    Ok((contents, files))
+}
+
+/// The context the configuration states, against the tables of rotary embeddings that the graph carries.
+fn check_context(
+    config: &mut ModelConfig,
+    interface: &Interface,
+    graph: &Path,
+) -> Result<(), LoadError> {
+    let Some(rows) = interface.most_context.filter(|rows| u64::from(config.context) > *rows) else {
+        return Ok(());
+    };
+    if interface.has_long_tables {
+        config.warnings.push(format!(
+            "{} has other rotary embeddings for contexts of more than {rows} tokens, and changes to them in the middle \
+             of a conversation; the context is {rows} tokens here instead of {}",
+            graph.display(),
+            config.context
+        ));
+        config.context = u32::try_from(rows).unwrap_or(config.context);
+        return Ok(());
     }
+    let reason = format!(
+        "states a context of {} tokens, but {} has rotary embeddings for {rows} positions",
+        config.context,
+        graph.display()
+    );
+    Err(LoadError::file(&config.source, reason))
 }
 
 /// `tokenizer_config.json` and the chat template: a file of its own, or a value in there (a string, or a list in which
 /// one is named `default`).
-fn tokenizer_files(root: &Path) -> Result<(Value, Option<(PathBuf, String)>), LoadError> {
+pub(super) fn tokenizer_files(
+    root: &Path,
+) -> Result<(Value, Option<(PathBuf, String)>), LoadError> {
     let file = root.join("tokenizer_config.json");
     let json = if exists(&file) { read_json(&file)? } else { Value::Null };
     let own = root.join("chat_template.jinja");
@@ -170,7 +254,15 @@ fn tokenizer_files(root: &Path) -> Result<(Value, Option<(PathBuf, String)>), Lo
         let text = read_text(&own)?;
         return Ok((json, Some((own, text))));
     }
-    let template = match json.get("chat_template") {
+    // transformers' processors keep it in a file of this name.
+    let other = root.join("chat_template.json");
+    let (file, value) = if exists(&other) && json.get("chat_template").is_none() {
+        let value = read_json(&other)?;
+        (other, value)
+    } else {
+        (file, json.clone())
+    };
+    let template = match value.get("chat_template") {
         None | Some(Value::Null) => None,
         Some(Value::String(text)) => Some(text.clone()),
         Some(Value::Array(list)) => {

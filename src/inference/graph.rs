@@ -1,17 +1,14 @@
-//! The graph in ONNX Runtime: builds the session, holds it against the configuration, and runs steps over the KV cache.
+//! The graph in ONNX Runtime: builds the session and runs steps over the KV cache.
 
-use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
 use ort::session::Session;
-use ort::value::Outlet;
-use ort::value::TensorElementType;
 
 use super::binding::Step;
 use super::error::LoadError;
 use super::folder::Folder;
-use super::kv_cache::{Cache, KvCache, Shape, TensorName, Window};
-use super::model_config::ModelConfig;
+use super::interface::InputNames;
+use super::kv_cache::{KvCache, Window};
 use super::runtime::Runtime;
 
 /// How the graph is run.
@@ -23,6 +20,7 @@ pub(super) struct Settings {
 }
 
 /// A loaded graph with its cache.
+#[expect(clippy::struct_excessive_bools, reason = "four independent facts of a graph")]
 pub(super) struct Graph {
     session: Session,
     cache: KvCache,
@@ -31,17 +29,13 @@ pub(super) struct Graph {
     /// The graph computes logits for the last token of a step only.
     pruned: bool,
     half_logits: bool,
+    /// Several slots may take part in one step.
+    batches: bool,
+    /// See [`super::interface::Interface::single_steps`].
+    single_steps: bool,
     /// Logits of the last step, one row for each of its slots.
     logits: Vec<f32>,
     file: PathBuf,
-}
-
-/// The names the graph's own inputs and outputs have, ready for the C interface.
-struct InputNames {
-    input_ids: CString,
-    attention_mask: CString,
-    position_ids: Option<CString>,
-    logits: CString,
 }
 
 /// One slot's part in a step.
@@ -75,23 +69,16 @@ impl Graph {
         let session = session(runtime, file, settings.threads).map_err(|source| {
             LoadError::Runtime { path: file.clone(), doing: "cannot load the graph", source }
         })?;
-        let found = Found::check(&session, folder)?;
-        let shape = Shape { context: settings.context, slots: settings.slots, ..found.shape };
-        let shared = folder.config.shares_buffer == Some(true);
-        let cache = match (found.half_cache, shared) {
-            (false, true) => KvCache::F32(Cache::shared(shape, found.cache_names)),
-            (false, false) => KvCache::F32(Cache::grown(shape, found.cache_names)),
-            (true, true) => KvCache::F16(Cache::shared(shape, found.cache_names)),
-            (true, false) => KvCache::F16(Cache::grown(shape, found.cache_names)),
-        };
-        let (vocab, pruned, half_logits) = (found.vocab, found.pruned, found.half_logits);
+        let interface = &folder.interface;
         Ok(Graph {
             session,
-            cache,
-            names: found.names,
-            vocab,
-            pruned,
-            half_logits,
+            cache: KvCache::new(interface, settings.context, settings.slots),
+            names: interface.names.clone(),
+            vocab: interface.vocab,
+            pruned: interface.pruned,
+            half_logits: interface.half_logits,
+            batches: interface.batches,
+            single_steps: interface.single_steps,
             logits: Vec::new(),
             file: file.clone(),
         })
@@ -132,10 +119,25 @@ impl Graph {
     /// One step: several tokens of one slot, or one token of each of the slots 0, 1, 2, … in order.
     pub(super) fn forward(&mut self, rows: &[Row<'_>]) -> ort::Result<()> {
         self.logits.clear();
-        if self.cache.batches() {
+        if self.cache.batches() && self.batches {
             return self.run(rows);
         }
-        rows.iter().try_for_each(|row| self.run(std::slice::from_ref(row)))
+        rows.iter().try_for_each(|row| self.run_alone(row))
+    }
+
+    /// One slot's part, token by token where the graph is right only so.
+    fn run_alone(&mut self, row: &Row<'_>) -> ort::Result<()> {
+        let has_branches = self.names.use_cache_branch.is_some();
+        if !self.single_steps || row.tokens.len() < 2 || (has_branches && row.past == 0) {
+            return self.run(std::slice::from_ref(row));
+        }
+        let before = self.logits.len();
+        for (index, token) in row.tokens.iter().enumerate() {
+            self.logits.truncate(before);
+            let (slot, past) = (row.slot, row.past + index);
+            self.run(&[Row { slot, past, tokens: std::slice::from_ref(token) }])?;
+        }
+        Ok(())
     }
 
     /// The logits behind the last token of the step's row `index`.
@@ -170,6 +172,7 @@ impl Graph {
             (vec![0.0; elements], Vec::new())
         };
 
+        let (branch, keep) = ([first.past > 0], [1_i64]);
         let mut step = Step::new(&self.session)?;
         self.cache.bind(&mut step, window)?;
         step.input(&self.names.input_ids, &ids, &[dim(count), dim(tokens)])?;
@@ -178,6 +181,12 @@ impl Graph {
             step.input(name, &positions, &[dim(count), dim(tokens)])?;
         }
         let shape = [count, logit_rows, self.vocab].map(dim);
+        if let Some(name) = &self.names.use_cache_branch {
+            step.input(name, &branch, &[1])?;
+        }
+        if let Some((name, is_scalar)) = &self.names.logits_to_keep {
+            step.input(name, &keep, if *is_scalar { &[] } else { &[1] })?;
+        }
         if self.half_logits {
             step.output(&self.names.logits, &mut half, &shape)?;
         } else {
@@ -222,223 +231,6 @@ fn session(runtime: &Runtime, file: &Path, threads: usize) -> ort::Result<Sessio
         .with_memory_pattern(false)
         .map_err(plain)?
         .commit_from_file(file)
-}
-
-/// What the graph itself says, found to agree with the configuration.
-struct Found {
-    shape: Shape,
-    names: InputNames,
-    cache_names: Vec<TensorName>,
-    vocab: usize,
-    pruned: bool,
-    half_cache: bool,
-    half_logits: bool,
-}
-
-impl Found {
-    fn check(session: &Session, folder: &Folder) -> Result<Self, LoadError> {
-        let view = View { session, config: &folder.config, graph: &folder.graph };
-        let config = view.config;
-        let names = &config.names;
-        view.tensor(session.inputs(), "input_ids", &names.input_ids)?;
-        view.tensor(session.inputs(), "attention_mask", &names.attention_mask)?;
-        let has_positions = session.inputs().iter().any(|input| input.name() == names.position_ids);
-        let layers = usize::try_from(config.layers).unwrap_or(usize::MAX);
-        view.check_layers()?;
-        view.check_others()?;
-
-        let first = |pattern: &str| pattern.replace("%d", "0");
-        let (cache_type, cache_dims) =
-            view.tensor(session.inputs(), "past_key_names", &first(&names.past_key))?;
-        let half_cache = view.float(&first(&names.past_key), cache_type)?;
-        let [_, kv_heads, _, head_size] = cache_dims[..] else {
-            let reason = format!(
-                "{} has {} dimensions, expected [batch, heads, tokens, head size]",
-                first(&names.past_key),
-                cache_dims.len()
-            );
-            return Err(LoadError::file(view.graph, reason));
-        };
-        let kv_heads = view.agree("num_key_value_heads", Some(config.kv_heads), kv_heads)?;
-        // Heads may be padded in the graph; only onnxruntime-genai's configuration states the padded size.
-        let stated = config.head_size.filter(|_| config.graph.is_some() || head_size < 1);
-        let head_size = view.agree("head_size", stated, head_size)?;
-
-        let (logits_type, dims) = view.tensor(session.outputs(), "logits", &names.logits)?;
-        let half_logits = view.float(&names.logits, logits_type)?;
-        let vocab =
-            view.agree("vocab_size", Some(config.vocab), dims.last().copied().unwrap_or(-1))?;
-        let names = InputNames {
-            input_ids: cstring(&names.input_ids),
-            attention_mask: cstring(&names.attention_mask),
-            position_ids: has_positions.then(|| cstring(&names.position_ids)),
-            logits: cstring(&names.logits),
-        };
-        Ok(Found {
-            shape: Shape { layers, kv_heads, head_size, context: 0, slots: 0 },
-            names,
-            cache_names: view.cache_names(),
-            vocab,
-            pruned: dims.get(1) == Some(&1),
-            half_cache,
-            half_logits,
-        })
-    }
-}
-
-/// The session beside the configuration it must agree with.
-struct View<'a> {
-    session: &'a Session,
-    config: &'a ModelConfig,
-    graph: &'a Path,
-}
-
-impl View<'_> {
-    fn disagree(&self, reason: String) -> LoadError {
-        LoadError::file(&self.config.source, reason)
-    }
-
-    fn graph_name(&self) -> String {
-        self.graph.file_name().unwrap_or_default().to_string_lossy().into_owned()
-    }
-
-    fn tensor(
-        &self,
-        outlets: &[Outlet],
-        key: &str,
-        name: &str,
-    ) -> Result<(TensorElementType, Vec<i64>), LoadError> {
-        let Some(outlet) = outlets.iter().find(|outlet| outlet.name() == name) else {
-            let have: Vec<&str> = outlets
-                .iter()
-                .map(Outlet::name)
-                .filter(|name| !name.contains("key") && !name.contains("value"))
-                .collect();
-            let reason = format!(
-                "{key} is `{name}`, but {} has no such tensor (it has {})",
-                self.graph_name(),
-                have.join(", ")
-            );
-            return Err(self.disagree(reason));
-        };
-        match (outlet.dtype().tensor_type(), outlet.dtype().tensor_shape()) {
-            (Some(ty), Some(shape)) => Ok((ty, shape.to_vec())),
-            _ => Err(LoadError::file(self.graph, format!("{name} is no tensor"))),
-        }
-    }
-
-    /// Whether a tensor of floats has 16 bits.
-    fn float(&self, name: &str, ty: TensorElementType) -> Result<bool, LoadError> {
-        match ty {
-            TensorElementType::Float32 => Ok(false),
-            TensorElementType::Float16 => Ok(true),
-            other => {
-                let reason = format!(
-                    "{name} holds {other}; promptd runs models whose cache and logits are float32 or float16"
-                );
-                Err(LoadError::file(self.graph, reason))
-            }
-        }
-    }
-
-    /// The size both say; either may be silent, not both.
-    fn agree(&self, key: &str, stated: Option<u32>, found: i64) -> Result<usize, LoadError> {
-        let found = usize::try_from(found).ok().filter(|found| *found > 0);
-        let stated = stated.and_then(|stated| usize::try_from(stated).ok());
-        match (stated, found) {
-            (Some(stated), Some(found)) if stated != found => {
-                Err(self
-                    .disagree(format!("{key} is {stated}, but {} has {found}", self.graph_name())))
-            }
-            (_, Some(found)) => Ok(found),
-            (Some(stated), None) => Ok(stated),
-            (None, None) => {
-                Err(self
-                    .disagree(format!("states no {key}, and {} leaves it open", self.graph_name())))
-            }
-        }
-    }
-
-    fn cache_names(&self) -> Vec<TensorName> {
-        let names = &self.config.names;
-        let of = |past: &str, present: &str, layer: u32| {
-            let at = |pattern: &str| cstring(&pattern.replace("%d", &layer.to_string()));
-            TensorName { past: at(past), present: at(present) }
-        };
-        let pair = |layer| {
-            [
-                of(&names.past_key, &names.present_key, layer),
-                of(&names.past_value, &names.present_value, layer),
-            ]
-        };
-        (0..self.config.layers).flat_map(pair).collect()
-    }
-
-    /// Every layer of the configuration is in the graph, and no layer more.
-    fn check_layers(&self) -> Result<(), LoadError> {
-        let has =
-            |outlets: &[Outlet], name: &str| outlets.iter().any(|outlet| outlet.name() == name);
-        let names = &self.config.names;
-        // A pattern without `%d` would match for ever.
-        let in_graph = (0..self.session.inputs().len())
-            .take_while(|layer| {
-                has(self.session.inputs(), &names.past_key.replace("%d", &layer.to_string()))
-            })
-            .count();
-        if in_graph == 0 {
-            let reason = format!(
-                "past_key_names is `{}`, but {} has no such input",
-                names.past_key,
-                self.graph_name()
-            );
-            return Err(self.disagree(reason));
-        }
-        if usize::try_from(self.config.layers) != Ok(in_graph) {
-            let reason = format!(
-                "num_hidden_layers is {}, but {} has {in_graph}",
-                self.config.layers,
-                self.graph_name()
-            );
-            return Err(self.disagree(reason));
-        }
-        for name in self.cache_names() {
-            let (past, present) = (name.past.to_string_lossy(), name.present.to_string_lossy());
-            if !has(self.session.inputs(), &past) {
-                return Err(LoadError::file(self.graph, format!("has no input {past}")));
-            }
-            if !has(self.session.outputs(), &present) {
-                return Err(LoadError::file(self.graph, format!("has no output {present}")));
-            }
-        }
-        Ok(())
-    }
-
-    /// Inputs that promptd would not feed make a graph of another kind.
-    fn check_others(&self) -> Result<(), LoadError> {
-        let names = &self.config.names;
-        let cache = self.cache_names();
-        let known = |name: &str| {
-            [&names.input_ids, &names.attention_mask, &names.position_ids]
-                .iter()
-                .any(|known| *known == name)
-                || cache.iter().any(|tensor| tensor.past.to_bytes() == name.as_bytes())
-        };
-        match self.session.inputs().iter().find(|input| !known(input.name())) {
-            None => Ok(()),
-            Some(input) => {
-                let reason = format!(
-                    "has the input {}, which promptd does not know; export it again without it",
-                    input.name()
-                );
-                Err(LoadError::file(self.graph, reason))
-            }
-        }
-    }
-}
-
-/// Names come from JSON or ONNX and were compared with the graph's; one with a zero byte in it matches none there.
-fn cstring(name: &str) -> CString {
-    CString::new(name.replace('\0', "")).unwrap_or_default()
 }
 
 fn dim(size: usize) -> i64 {

@@ -1,14 +1,14 @@
 //! Keys and values of every running prompt, in memory of our own. Two ways, as the graph was made: one buffer that is
 //! past and present at once, or a past that each step copies into a longer present.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 
 use super::binding::{Element, Step};
+use super::interface::{CacheElement, Interface, TensorName};
 
 /// The shape of the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
-    pub(super) layers: usize,
     pub(super) kv_heads: usize,
     pub(super) head_size: usize,
     /// Tokens each slot has room for.
@@ -21,13 +21,6 @@ impl Shape {
     fn slot(&self) -> usize {
         self.kv_heads * self.context * self.head_size
     }
-}
-
-/// Names of one layer's key (or value): past and present.
-#[derive(Clone, Debug)]
-pub(super) struct TensorName {
-    pub(super) past: CString,
-    pub(super) present: CString,
 }
 
 impl TensorName {
@@ -43,6 +36,10 @@ pub(super) enum KvCache {
     F32(Cache<f32>),
     /// 16-bit floats.
     F16(Cache<u16>),
+    /// Quantised to 8 bits.
+    I8(Cache<i8>),
+    /// Quantised to 4 bits, two in a byte.
+    U8(Cache<u8>),
 }
 
 /// The cache of one element type: a key and a value tensor for each layer, in the order of `names`.
@@ -71,37 +68,60 @@ pub(super) struct Window {
     pub(super) tokens: usize,
 }
 
+/// The same for a cache of any element.
+macro_rules! each {
+    ($cache:expr, $name:ident => $body:expr) => {
+        match $cache {
+            KvCache::F32($name) => $body,
+            KvCache::F16($name) => $body,
+            KvCache::I8($name) => $body,
+            KvCache::U8($name) => $body,
+        }
+    };
+}
+
 impl KvCache {
+    /// An empty cache for a graph.
+    pub(super) fn new(interface: &Interface, context: usize, slots: usize) -> Self {
+        fn of<T: Element + Default>(interface: &Interface, shape: Shape) -> Cache<T>
+        where
+            Vec<T>: Zeroed,
+        {
+            let names = interface.cache_names.clone();
+            if interface.shares_buffer {
+                Cache::shared(shape, names)
+            } else {
+                Cache::grown(shape, names)
+            }
+        }
+        let Interface { kv_heads, head_size, .. } = *interface;
+        let shape = Shape { kv_heads, head_size, context, slots };
+        match interface.cache {
+            CacheElement::F32 => KvCache::F32(of(interface, shape)),
+            CacheElement::F16 => KvCache::F16(of(interface, shape)),
+            CacheElement::I8 => KvCache::I8(of(interface, shape)),
+            CacheElement::U8 => KvCache::U8(of(interface, shape)),
+        }
+    }
+
     /// Binds the cache to a step.
     pub(super) fn bind<'a>(&'a mut self, step: &mut Step<'a>, window: Window) -> ort::Result<()> {
-        match self {
-            KvCache::F32(cache) => cache.bind(step, window),
-            KvCache::F16(cache) => cache.bind(step, window),
-        }
+        each!(self, cache => cache.bind(step, window))
     }
 
     /// To be called after a step succeeded.
     pub(super) fn stepped(&mut self, window: Window) {
-        match self {
-            KvCache::F32(cache) => cache.stepped(window),
-            KvCache::F16(cache) => cache.stepped(window),
-        }
+        each!(self, cache => cache.stepped(window));
     }
 
     /// Gives slot `to` the first `tokens` tokens of slot `from`, which is free afterwards.
     pub(super) fn move_slot(&mut self, from: usize, to: usize, tokens: usize) {
-        match self {
-            KvCache::F32(cache) => cache.move_slot(from, to, tokens),
-            KvCache::F16(cache) => cache.move_slot(from, to, tokens),
-        }
+        each!(self, cache => cache.move_slot(from, to, tokens));
     }
 
     /// Whether several slots can take part in one step.
     pub(super) fn batches(&self) -> bool {
-        match self {
-            KvCache::F32(cache) => cache.grown.is_empty(),
-            KvCache::F16(cache) => cache.grown.is_empty(),
-        }
+        each!(self, cache => cache.grown.is_empty())
     }
 }
 
@@ -195,6 +215,18 @@ impl Zeroed for Vec<u16> {
     }
 }
 
+impl Zeroed for Vec<i8> {
+    fn zeroed(length: usize) -> Self {
+        vec![0; length]
+    }
+}
+
+impl Zeroed for Vec<u8> {
+    fn zeroed(length: usize) -> Self {
+        vec![0; length]
+    }
+}
+
 fn dim(size: usize) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
@@ -205,7 +237,7 @@ mod tests {
 
     #[test]
     fn moving_a_slot_takes_its_tokens_along() {
-        let shape = Shape { layers: 1, kv_heads: 2, head_size: 2, context: 3, slots: 2 };
+        let shape = Shape { kv_heads: 2, head_size: 2, context: 3, slots: 2 };
         let name = TensorName { past: c"p".into(), present: c"q".into() };
         let mut cache = Cache::<f32>::shared(shape, vec![name]);
         for (value, element) in (0_u8..).zip(&mut cache.slabs[0]) {

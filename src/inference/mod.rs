@@ -8,21 +8,27 @@ mod date;
 mod detokenizer;
 mod elf;
 mod error;
+mod families;
 mod files;
 mod folder;
 mod form;
 mod generation;
 mod grammar;
 mod graph;
+pub mod inspect;
+mod interface;
 mod kv_cache;
 mod lark;
 mod logprobs;
 mod manifest;
 mod mapped;
+pub mod measure;
+pub mod memory;
 mod model_config;
 mod onnx_file;
 mod penalties;
 mod preparer;
+mod protobuf;
 mod runner;
 mod runtime;
 mod sampler;
@@ -36,9 +42,10 @@ mod test_material;
 mod tokenizer;
 mod tools;
 pub mod trial;
+mod watch;
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -148,12 +155,15 @@ pub fn load(
     let own_context = folder.config.context;
     let context = if config.context == 0 { own_context } else { config.context.min(own_context) };
     let mut warnings = folder.config.warnings.clone();
+    warnings.extend(words.warnings.iter().cloned());
     if config.context > own_context {
         warnings.push(format!(
             "a context of {} tokens was asked for, the model has {own_context}",
             config.context
         ));
     }
+
+    check_memory(&folder, slots, context)?;
 
     progress(Stage::Weights);
     let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
@@ -164,13 +174,6 @@ pub fn load(
     };
     let mut graph = Graph::load(&runtime, &folder, settings)?;
     let vocab = graph.vocab();
-    if words.tokenizer.vocab_size() > vocab {
-        let reason = format!(
-            "has the token id {}, the model has a vocabulary of {vocab}",
-            words.tokenizer.vocab_size() - 1
-        );
-        return Err(LoadError::file(folder.root.join("tokenizer.json"), reason));
-    }
     progress(Stage::Warmup);
     graph.warm_up(words.eos.first().copied().unwrap_or(0), usize::from(slots))?;
 
@@ -197,11 +200,14 @@ pub fn load(
     };
     let chunk =
         if config.prefill_chunk == 0 { DEFAULT_PREFILL_CHUNK } else { config.prefill_chunk };
+    // Where several tokens are right only without a past, a prompt is read at once.
+    let chunk = if folder.interface.single_steps { context } else { chunk };
     let runner = Runner {
         graph,
         tokenizer,
         eos,
         clock,
+        watch: watch::Watch::new(&folder.files)?,
         chunk: size(chunk),
         slots: usize::from(slots),
         waiting: VecDeque::new(),
@@ -211,11 +217,29 @@ pub fn load(
     Ok(Loaded { facts, preparer: Preparer { parts: Arc::new(parts) }, runner })
 }
 
+/// Refuses what does not fit, before the kernel ends somebody for it.
+fn check_memory(folder: &Folder, slots: u16, context: u32) -> Result<(), LoadError> {
+    let plan = inspect::plan_of(folder, slots, context);
+    let Some(have) = plan.available.filter(|_| !plan.fits()) else { return Ok(()) };
+    let advice = if plan.largest_context >= LEAST_CONTEXT {
+        format!("with a context of {} tokens it fits (`model.context`)", plan.largest_context)
+    } else {
+        "take fewer slots (`model.slots`) or a smaller model".to_owned()
+    };
+    let path = folder.root.clone();
+    Err(LoadError::Memory { path, need: plan.peak, have, slots, context, advice })
+}
+
+/// A shorter context than this is of no use to anybody.
+const LEAST_CONTEXT: u32 = 64;
+
 /// Everything about a model that has to do with text.
 struct Words {
     tokenizer: Tokenizer,
     template: Option<Template>,
     eos: Vec<u32>,
+    /// Things that were odd but not wrong.
+    warnings: Vec<String>,
 }
 
 impl Words {
@@ -223,6 +247,7 @@ impl Words {
         let file = folder.root.join("tokenizer.json");
         let config = &folder.tokenizer_config;
         let tokenizer = Tokenizer::read(&file, &folder.tokenizer, config, folder.config.bos)?;
+        let warnings = check_tokenizer(&tokenizer, folder, &file)?;
         let mut eos = folder.config.eos.clone();
         if eos.is_empty() {
             eos.extend(tokenizer.named_id(config, "eos_token"));
@@ -238,6 +263,38 @@ impl Words {
                 Some(Template::compile(file, source, named("bos_token"), named("eos_token"))?)
             }
         };
-        Ok(Words { tokenizer, template, eos })
+        Ok(Words { tokenizer, template, eos, warnings })
     }
+}
+
+/// Whether this can be the model's tokenizer. Models may know more tokens than there are, to make their number round.
+fn check_tokenizer(
+    tokenizer: &Tokenizer,
+    folder: &Folder,
+    file: &Path,
+) -> Result<Vec<String>, LoadError> {
+    let (have, vocab) = (tokenizer.vocab_size(), folder.interface.vocab);
+    if have > vocab {
+        let reason =
+            format!("has the token id {}, the model has a vocabulary of {vocab}", have - 1);
+        return Err(LoadError::file(file, reason));
+    }
+    let mut warnings = Vec::new();
+    // Roundings add less than a twentieth.
+    if have < vocab - vocab / 20 {
+        warnings.push(format!(
+            "{} has {have} tokens, the model {vocab}: is it this model's tokenizer?",
+            file.display()
+        ));
+    }
+    let named = tokenizer.named_id(&folder.tokenizer_config, "bos_token");
+    if let (Some(named), Some(stated)) = (named, folder.config.bos)
+        && named != stated
+    {
+        warnings.push(format!(
+            "tokenizer_config.json's bos_token is the token {named}, {} says {stated}: is it this model's tokenizer?",
+            folder.config.source.display()
+        ));
+    }
+    Ok(warnings)
 }

@@ -1,30 +1,13 @@
 //! What a model folder's JSON states of its model: `genai_config.json` (onnxruntime-genai), or `config.json` and
 //! `generation_config.json` (transformers.js, Optimum). Parsing and plausibility only; whether the graph agrees is
-//! checked in [`super::graph`].
+//! checked in [`super::interface`].
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::error::LoadError;
-
-/// Dense decoder-only families whose graphs take token ids and a key/value cache, by the names their configurations use.
-const SUPPORTED: &[&str] = &[
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "phi",
-    "phi3",
-    "smollm3",
-    "gemma",
-    "granite",
-    "olmo",
-    "internlm2",
-    "ernie4_5",
-    "opt",
-    "gpt_neox",
-];
+use super::families;
 
 /// Longer contexts than any published model has; more is a typing error that would be paid for in memory.
 const MAX_CONTEXT: u64 = 4 << 20;
@@ -52,8 +35,6 @@ pub(super) struct ModelConfig {
     pub(super) eos: Vec<u32>,
     pub(super) bos: Option<u32>,
     pub(super) names: Names,
-    /// Whether the configuration says that past and present are one buffer.
-    pub(super) shares_buffer: Option<bool>,
     /// Things that were odd but not wrong.
     pub(super) warnings: Vec<String>,
 }
@@ -140,7 +121,6 @@ pub(super) fn genai(file: &Path, json: &Value) -> Result<ModelConfig, LoadError>
         eos,
         bos: model.ids("bos_token_id", vocab)?.first().copied(),
         names: names(&decoder)?,
-        shares_buffer: json.pointer("/search/past_present_share_buffer").and_then(Value::as_bool),
         warnings,
     })
 }
@@ -244,18 +224,15 @@ pub(super) fn hugging_face(
         eos: ids("eos_token_id")?,
         bos: ids("bos_token_id")?.first().copied(),
         names: Names::default(),
-        shares_buffer: None,
         warnings: Vec::new(),
     })
 }
 
 fn check_architecture(file: &Path, key: &str, name: &str) -> Result<(), LoadError> {
-    if SUPPORTED.contains(&name) {
-        return Ok(());
+    match families::refusal(name) {
+        None => Ok(()),
+        Some(reason) => Err(LoadError::file(file, format!("{key} is `{name}`, {reason}"))),
     }
-    let reason =
-        format!("{key} is `{name}`, which promptd does not run; it runs {}", SUPPORTED.join(", "));
-    Err(LoadError::file(file, reason))
 }
 
 impl<'a> Object<'a> {
@@ -360,7 +337,6 @@ mod tests {
             (config.names.input_ids.as_str(), config.names.logits.as_str()),
             ("tokens", "logits")
         );
-        assert_eq!(config.shares_buffer, Some(true));
     }
 
     #[test]

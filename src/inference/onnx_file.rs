@@ -1,29 +1,100 @@
-//! Walks an ONNX file just far enough to learn which other files it needs and how long they must be, so that ONNX
-//! Runtime never sees a folder that points outside itself or whose weights are cut short. Builds no graph.
+//! Walks an ONNX file just far enough to learn what the graph takes and gives, which operators it is made of, and which
+//! other files it needs and how long they must be: so that ONNX Runtime never sees a folder that points outside itself or
+//! whose weights are cut short, nor a graph that is no language model's. Builds no graph.
 //!
-//! The field numbers are those of onnx.proto (<https://github.com/onnx/onnx/blob/main/onnx/onnx.proto>); the encoding
-//! is <https://protobuf.dev/programming-guides/encoding/>.
+//! The field numbers are those of onnx.proto (<https://github.com/onnx/onnx/blob/main/onnx/onnx.proto>).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::protobuf::{self, Reader, Value};
 
 /// Graphs nest through attributes of control-flow nodes; honest ones a few levels deep.
 const MAX_DEPTH: u32 = 16;
 
-/// What a graph needs that is not in its file.
+/// An ONNX file without the values of its tensors.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Needs {
+pub(super) struct OnnxFile {
     /// How much of each external file: file name as written in the model → bytes.
     pub(super) files: BTreeMap<String, u64>,
-    /// Positions for which the graph has rotary embeddings, where it carries them as a table (`cos_cache`). A longer
-    /// context reads behind the table's end.
-    pub(super) rotary_positions: Option<u64>,
+    /// What the graph takes, tensors that have a value in the file left out.
+    pub(super) inputs: Vec<Port>,
+    /// What the graph gives.
+    pub(super) outputs: Vec<Port>,
+    /// The nodes, those of subgraphs and functions included.
+    pub(super) nodes: Vec<Node>,
+    /// The weights and constants of the graph and its subgraphs.
+    pub(super) tensors: Vec<Tensor>,
+    /// Functions that the file itself defines: domain and name.
+    pub(super) functions: BTreeSet<(String, String)>,
+}
+
+/// An input or output of a graph.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Port {
+    pub(super) name: String,
+    /// `TensorProto.DataType`; 0 where it is no tensor.
+    pub(super) element: u64,
+    /// The dimensions; `None` where one is left open.
+    pub(super) dims: Vec<Option<u64>>,
+}
+
+/// One node: what it does with what.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Node {
+    pub(super) operator: String,
+    /// Empty for ONNX's own operators.
+    pub(super) domain: String,
+    pub(super) inputs: Vec<String>,
+    pub(super) outputs: Vec<String>,
+    /// Attributes that are one whole number.
+    pub(super) numbers: BTreeMap<String, i64>,
+}
+
+/// A tensor whose values are in the file or in another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tensor {
+    pub(super) name: String,
+    /// `TensorProto.DataType`
+    pub(super) element: u64,
+    pub(super) dims: Vec<u64>,
+    /// Bytes of its values; 0 where elements have no fixed size.
+    pub(super) bytes: u64,
+    /// Its values lie in another file.
+    pub(super) is_external: bool,
+}
+
+/// `TensorProto.DataType` of what the program handles itself.
+pub(super) mod element {
+    pub(in crate::inference) const FLOAT32: u64 = 1;
+    pub(in crate::inference) const UINT8: u64 = 2;
+    pub(in crate::inference) const INT8: u64 = 3;
+    pub(in crate::inference) const INT32: u64 = 6;
+    pub(in crate::inference) const INT64: u64 = 7;
+    pub(in crate::inference) const BOOL: u64 = 9;
+    pub(in crate::inference) const FLOAT16: u64 = 10;
+
+    /// The type's name, for people.
+    pub(in crate::inference) fn name(element: u64) -> String {
+        match element {
+            FLOAT32 => "float32".into(),
+            UINT8 => "uint8".into(),
+            INT8 => "int8".into(),
+            INT32 => "int32".into(),
+            INT64 => "int64".into(),
+            BOOL => "bool".into(),
+            FLOAT16 => "float16".into(),
+            11 => "float64".into(),
+            16 => "bfloat16".into(),
+            other => format!("the element type {other}"),
+        }
+    }
 }
 
 /// What an ONNX file turned out not to be.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(super) enum Fault {
-    #[error("is cut short: a field at byte {at} needs {needed} more bytes, {have} are left")]
-    Truncated { at: usize, needed: u64, have: usize },
+    #[error(transparent)]
+    Wire(#[from] protobuf::Fault),
     #[error("is no ONNX model: {0}")]
     Malformed(&'static str),
     #[error("tensor `{tensor}` gives {key} = `{value}` for its external data, which is no number")]
@@ -34,27 +105,32 @@ pub(super) enum Fault {
     Data { tensor: String, have: usize, needed: u64 },
 }
 
-/// What a model needs beside its own file.
-pub(super) fn needs(model: &[u8]) -> Result<Needs, Fault> {
-    let mut needs = Needs::default();
+/// Reads a model.
+pub(super) fn read(model: &[u8]) -> Result<OnnxFile, Fault> {
+    let mut found = OnnxFile::default();
     let mut graph_seen = false;
-    let mut reader = Reader { bytes: model, at: 0, base: 0 };
+    let mut reader = Reader::new(model);
     while let Some(field) = reader.field()? {
         match (field.number, field.value) {
             // ModelProto.graph
             (7, Value::Bytes(graph)) => {
                 graph_seen = true;
-                walk_graph(graph, &mut needs, 0)?;
+                walk_graph(graph, &mut found, 0)?;
             }
-            // ModelProto.functions: FunctionProto.node
-            (25, Value::Bytes(function)) => walk_nodes(function, 7, &mut needs, 0)?,
+            // ModelProto.functions
+            (25, Value::Bytes(function)) => walk_function(function, &mut found)?,
             _ => {}
         }
     }
-    if graph_seen { Ok(needs) } else { Err(Fault::Malformed("it has no graph")) }
+    if !graph_seen {
+        return Err(Fault::Malformed("it has no graph"));
+    }
+    let valued: BTreeSet<&str> = found.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    found.inputs.retain(|input| !valued.contains(input.name.as_str()));
+    Ok(found)
 }
 
-fn walk_graph(graph: Reader<'_>, needs: &mut Needs, depth: u32) -> Result<(), Fault> {
+fn walk_graph(graph: Reader<'_>, found: &mut OnnxFile, depth: u32) -> Result<(), Fault> {
     if depth > MAX_DEPTH {
         return Err(Fault::Malformed("its graphs are nested too deeply"));
     }
@@ -62,14 +138,17 @@ fn walk_graph(graph: Reader<'_>, needs: &mut Needs, depth: u32) -> Result<(), Fa
     while let Some(field) = reader.field()? {
         match (field.number, field.value) {
             // GraphProto.node
-            (1, Value::Bytes(node)) => walk_node(node, needs, depth)?,
+            (1, Value::Bytes(node)) => walk_node(node, found, depth)?,
             // GraphProto.initializer
-            (5, Value::Bytes(tensor)) => walk_tensor(tensor, needs)?,
+            (5, Value::Bytes(tensor)) => walk_tensor(tensor, found)?,
+            // GraphProto.input, .output: those of subgraphs are nobody's business
+            (11, Value::Bytes(input)) if depth == 0 => found.inputs.push(port(input)?),
+            (12, Value::Bytes(output)) if depth == 0 => found.outputs.push(port(output)?),
             // GraphProto.sparse_initializer: SparseTensorProto.values, .indices
             (15, Value::Bytes(mut sparse)) => {
                 while let Some(part) = sparse.field()? {
                     if let (1 | 2, Value::Bytes(tensor)) = (part.number, part.value) {
-                        walk_tensor(tensor, needs)?;
+                        walk_tensor(tensor, found)?;
                     }
                 }
             }
@@ -79,91 +158,155 @@ fn walk_graph(graph: Reader<'_>, needs: &mut Needs, depth: u32) -> Result<(), Fa
     Ok(())
 }
 
-fn walk_nodes(
-    parent: Reader<'_>,
-    node_field: u64,
-    needs: &mut Needs,
-    depth: u32,
-) -> Result<(), Fault> {
-    let mut reader = parent;
+/// `FunctionProto`: name = 1, node = 7, domain = 10.
+fn walk_function(function: Reader<'_>, found: &mut OnnxFile) -> Result<(), Fault> {
+    let mut reader = function;
+    let (mut name, mut domain) = (String::new(), String::new());
     while let Some(field) = reader.field()? {
-        if let (number, Value::Bytes(node)) = (field.number, field.value)
-            && number == node_field
-        {
-            walk_node(node, needs, depth)?;
+        match (field.number, field.value) {
+            (1, Value::Bytes(text)) => name = text.text(),
+            (7, Value::Bytes(node)) => walk_node(node, found, 1)?,
+            (10, Value::Bytes(text)) => domain = text.text(),
+            _ => {}
         }
     }
+    found.functions.insert((domain, name));
     Ok(())
 }
 
-fn walk_node(node: Reader<'_>, needs: &mut Needs, depth: u32) -> Result<(), Fault> {
+fn walk_node(node: Reader<'_>, found: &mut OnnxFile, depth: u32) -> Result<(), Fault> {
     let mut reader = node;
+    let mut this = Node::default();
     while let Some(field) = reader.field()? {
-        // NodeProto.attribute
-        let (5, Value::Bytes(mut attribute)) = (field.number, field.value) else { continue };
-        while let Some(part) = attribute.field()? {
-            match (part.number, part.value) {
-                // AttributeProto.t, .tensors
-                (5 | 10, Value::Bytes(tensor)) => walk_tensor(tensor, needs)?,
-                // AttributeProto.g, .graphs
-                (6 | 11, Value::Bytes(graph)) => walk_graph(graph, needs, depth + 1)?,
-                _ => {}
+        match (field.number, field.value) {
+            // NodeProto.input, .output, .op_type, .domain
+            (1, Value::Bytes(text)) => this.inputs.push(text.text()),
+            (2, Value::Bytes(text)) => this.outputs.push(text.text()),
+            (4, Value::Bytes(text)) => this.operator = text.text(),
+            (7, Value::Bytes(text)) => this.domain = text.text(),
+            // NodeProto.attribute
+            (5, Value::Bytes(attribute)) => {
+                if let Some((name, number)) = walk_attribute(attribute, found, depth)? {
+                    this.numbers.insert(name, number);
+                }
             }
+            _ => {}
+        }
+    }
+    found.nodes.push(this);
+    Ok(())
+}
+
+/// Gives the attribute's name and value where it is one whole number.
+fn walk_attribute(
+    attribute: Reader<'_>,
+    found: &mut OnnxFile,
+    depth: u32,
+) -> Result<Option<(String, i64)>, Fault> {
+    let mut reader = attribute;
+    let (mut name, mut number) = (String::new(), None);
+    while let Some(part) = reader.field()? {
+        match (part.number, part.value) {
+            (1, Value::Bytes(text)) => name = text.text(),
+            // AttributeProto.i: a signed number in two's complement
+            (3, Value::Number(value)) => number = Some(value.cast_signed()),
+            // AttributeProto.t, .tensors
+            (5 | 10, Value::Bytes(tensor)) => walk_tensor(tensor, found)?,
+            // AttributeProto.g, .graphs
+            (6 | 11, Value::Bytes(graph)) => walk_graph(graph, found, depth + 1)?,
+            _ => {}
+        }
+    }
+    Ok(number.map(|number| (name, number)))
+}
+
+/// `ValueInfoProto`: name = 1, type = 2; `TypeProto.tensor_type` = 1; `TypeProto.Tensor`: `elem_type` = 1, shape = 2;
+/// `TensorShapeProto.dim` = 1; `Dimension.dim_value` = 1.
+fn port(info: Reader<'_>) -> Result<Port, Fault> {
+    let mut port = Port::default();
+    let mut reader = info;
+    while let Some(field) = reader.field()? {
+        match (field.number, field.value) {
+            (1, Value::Bytes(text)) => port.name = text.text(),
+            (2, Value::Bytes(mut kind)) => {
+                while let Some(part) = kind.field()? {
+                    if let (1, Value::Bytes(tensor)) = (part.number, part.value) {
+                        tensor_type(tensor, &mut port)?;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(port)
+}
+
+fn tensor_type(tensor: Reader<'_>, port: &mut Port) -> Result<(), Fault> {
+    let mut reader = tensor;
+    while let Some(field) = reader.field()? {
+        match (field.number, field.value) {
+            (1, Value::Number(element)) => port.element = element,
+            (2, Value::Bytes(mut shape)) => {
+                while let Some(part) = shape.field()? {
+                    let (1, Value::Bytes(mut dim)) = (part.number, part.value) else { continue };
+                    let mut size = None;
+                    while let Some(part) = dim.field()? {
+                        if let (1, Value::Number(value)) = (part.number, part.value) {
+                            size = Some(value);
+                        }
+                    }
+                    port.dims.push(size);
+                }
+            }
+            _ => {}
         }
     }
     Ok(())
 }
 
-fn walk_tensor(tensor: Reader<'_>, needs: &mut Needs) -> Result<(), Fault> {
+fn walk_tensor(tensor: Reader<'_>, found: &mut OnnxFile) -> Result<(), Fault> {
     let mut reader = tensor;
-    let (mut name, mut elements, mut data_type, mut raw, mut is_external) =
-        (String::new(), 1_u64, 0, None, false);
-    let mut first_dim = None;
+    let (mut this, mut raw) = (Tensor::default(), None);
     let mut entries = Vec::new();
     while let Some(field) = reader.field()? {
         match (field.number, field.value) {
             // TensorProto.dims, packed or not
-            (1, Value::Number(dim)) => {
-                first_dim.get_or_insert(dim);
-                elements = elements.saturating_mul(dim);
-            }
+            (1, Value::Number(dim)) => this.dims.push(dim),
             (1, Value::Bytes(mut dims)) => {
                 while dims.left() > 0 {
-                    let dim = dims.varint()?;
-                    first_dim.get_or_insert(dim);
-                    elements = elements.saturating_mul(dim);
+                    this.dims.push(dims.varint()?);
                 }
             }
-            (2, Value::Number(number)) => data_type = number,
-            (8, Value::Bytes(text)) => name = text.text(),
+            (2, Value::Number(number)) => this.element = number,
+            (8, Value::Bytes(text)) => this.name = text.text(),
             (9, Value::Bytes(data)) => raw = Some(data.left()),
             // external_data: StringStringEntryProto { key = 1, value = 2 }
             (13, Value::Bytes(entry)) => entries.push(string_entry(entry)?),
             // data_location: EXTERNAL = 1
-            (14, Value::Number(location)) => is_external = location == 1,
+            (14, Value::Number(location)) => this.is_external = location == 1,
             _ => {}
         }
     }
-    if name.ends_with("cos_cache") {
-        needs.rotary_positions = first_dim;
+    let elements = this.dims.iter().fold(1_u64, |all, dim| all.saturating_mul(*dim));
+    let needed = bits(this.element).map(|bits| elements.saturating_mul(bits).div_ceil(8));
+    this.bytes = needed.unwrap_or(0);
+    if this.is_external {
+        note_external(&this.name, &entries, needed, found)?;
+    } else if let (Some(have), Some(needed)) = (raw, needed)
+        && have > 0
+        && have as u64 != needed
+    {
+        return Err(Fault::Data { tensor: this.name, have, needed });
     }
-    let needed = bits(data_type).map(|bits| elements.saturating_mul(bits).div_ceil(8));
-    if is_external {
-        return note_external(&name, &entries, needed, needs);
-    }
-    match (raw, needed) {
-        (Some(have), Some(needed)) if have > 0 && have as u64 != needed => {
-            Err(Fault::Data { tensor: name, have, needed })
-        }
-        _ => Ok(()),
-    }
+    found.tensors.push(this);
+    Ok(())
 }
 
 fn note_external(
     tensor: &str,
     entries: &[(String, String)],
     needed: Option<u64>,
-    needs: &mut Needs,
+    found: &mut OnnxFile,
 ) -> Result<(), Fault> {
     let (mut location, mut offset, mut length) = (None, 0, None);
     for (key, value) in entries {
@@ -189,7 +332,7 @@ fn note_external(
         return Err(Fault::Data { tensor: tensor.to_owned(), have, needed });
     }
     let end: u64 = length.or(needed).unwrap_or(0).saturating_add(offset);
-    let file = needs.files.entry(location).or_insert(0);
+    let file = found.files.entry(location).or_insert(0);
     *file = end.max(*file);
     Ok(())
 }
@@ -220,88 +363,6 @@ fn string_entry(entry: Reader<'_>) -> Result<(String, String), Fault> {
     Ok((key, value))
 }
 
-/// A cursor over one message; `base` is where its bytes begin in the file, for error messages.
-#[derive(Clone, Copy)]
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
-    base: usize,
-}
-
-struct Field<'a> {
-    number: u64,
-    value: Value<'a>,
-}
-
-enum Value<'a> {
-    Number(u64),
-    Bytes(Reader<'a>),
-    Fixed,
-}
-
-impl<'a> Reader<'a> {
-    fn left(&self) -> usize {
-        self.bytes.len() - self.at
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(self.bytes).into_owned()
-    }
-
-    fn field(&mut self) -> Result<Option<Field<'a>>, Fault> {
-        if self.left() == 0 {
-            return Ok(None);
-        }
-        let tag = self.varint()?;
-        let value = match tag & 7 {
-            0 => Value::Number(self.varint()?),
-            1 => self.take(8).map(|_| Value::Fixed)?,
-            2 => {
-                let length = self.varint()?;
-                Value::Bytes(self.take(length)?)
-            }
-            5 => self.take(4).map(|_| Value::Fixed)?,
-            _ => return Err(Fault::Malformed("it is not encoded as protobuf")),
-        };
-        if tag >> 3 == 0 {
-            return Err(Fault::Malformed("it is not encoded as protobuf"));
-        }
-        Ok(Some(Field { number: tag >> 3, value }))
-    }
-
-    fn varint(&mut self) -> Result<u64, Fault> {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = *self.bytes.get(self.at).ok_or(Fault::Truncated {
-                at: self.base + self.at,
-                needed: 1,
-                have: 0,
-            })?;
-            self.at += 1;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(Fault::Malformed("it holds a number of more than 64 bits"))
-    }
-
-    fn take(&mut self, length: u64) -> Result<Reader<'a>, Fault> {
-        let end = usize::try_from(length).ok().and_then(|length| self.at.checked_add(length));
-        let bytes = end.and_then(|end| self.bytes.get(self.at..end));
-        let Some(bytes) = bytes else {
-            return Err(Fault::Truncated {
-                at: self.base + self.at,
-                needed: length,
-                have: self.left(),
-            });
-        };
-        let taken = Reader { bytes, at: 0, base: self.base + self.at };
-        self.at += bytes.len();
-        Ok(taken)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,9 +389,9 @@ mod tests {
     #[test]
     fn the_end_of_the_last_tensor_is_what_a_file_needs() {
         let whole = [entry("location", "w.data"), entry("offset", "64"), entry("length", "24")];
-        assert_eq!(needs(&model(&whole)).unwrap().files, BTreeMap::from([("w.data".into(), 88)]));
+        assert_eq!(read(&model(&whole)).unwrap().files, BTreeMap::from([("w.data".into(), 88)]));
         assert_eq!(
-            needs(&model(&whole[..2])).unwrap().files,
+            read(&model(&whole[..2])).unwrap().files,
             BTreeMap::from([("w.data".into(), 88)])
         );
     }
@@ -347,7 +408,7 @@ mod tests {
             (bytes(7, b""), ""),
         ];
         for (model, words) in cases {
-            match needs(&model) {
+            match read(&model) {
                 Ok(_) => assert_eq!(words, ""),
                 Err(fault) => assert!(
                     fault.to_string().contains(words) && !words.is_empty(),
@@ -357,7 +418,7 @@ mod tests {
         }
         let whole = model(&[location]);
         for end in 1..whole.len() {
-            assert!(needs(&whole[..end]).is_err(), "cut at {end}");
+            assert!(read(&whole[..end]).is_err(), "cut at {end}");
         }
     }
 
@@ -368,7 +429,7 @@ mod tests {
             for byte in [0, 1, 0x7f, 0x80, 0xff] {
                 let mut broken = whole.clone();
                 broken[at] = byte;
-                let _ = needs(&broken);
+                let _ = read(&broken);
             }
         }
     }

@@ -12,6 +12,7 @@ use super::preparer::Prepared;
 use super::sampler::Sampler;
 use super::stop::StopStrings;
 use super::tokenizer::Tokenizer;
+use super::watch::Watch;
 use crate::request::{Code, Event, PromptId, Refusal};
 
 /// The model at work.
@@ -20,6 +21,8 @@ pub struct Runner {
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) eos: Arc<[u32]>,
     pub(super) clock: Clock,
+    /// Notices when the model's files change.
+    pub(super) watch: Watch,
     pub(super) chunk: usize,
     pub(super) slots: usize,
     /// Started and not yet being read.
@@ -107,8 +110,22 @@ impl Runner {
     /// # Errors
     /// Where ONNX Runtime fails on a step of several prompts. What fails for one prompt only is its `Failed` event.
     pub fn step(&mut self, emit: &mut dyn FnMut(PromptId, Event)) -> Result<(), StepError> {
+        if let Err(reason) = self.watch.look() {
+            return Err(self.abandon(reason, emit));
+        }
         self.read_chunk(emit);
         self.decode(emit)
+    }
+
+    /// Ends all prompts: what the model would say from now on would be worth nothing.
+    fn abandon(&mut self, reason: String, emit: &mut dyn FnMut(PromptId, Event)) -> StepError {
+        let waiting = self.waiting.drain(..).map(|(id, _)| id);
+        let reading = self.reading.take().map(|(_, id, _)| id);
+        let answering = self.answering.drain(..).map(|(id, _)| id);
+        for id in waiting.chain(reading).chain(answering) {
+            emit(id, Event::Failed(Refusal::new(Code::ModelFailed, reason.clone())));
+        }
+        StepError::Changed(reason)
     }
 
     fn read_chunk(&mut self, emit: &mut dyn FnMut(PromptId, Event)) {
@@ -160,7 +177,7 @@ impl Runner {
             })
             .collect();
         let lengths: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
-        self.graph.forward(&rows).map_err(StepError)?;
+        self.graph.forward(&rows).map_err(StepError::Runtime)?;
         let mut over = Vec::new();
         let mut answering = std::mem::take(&mut self.answering);
         for ((slot, (id, generation)), read) in answering.iter_mut().enumerate().zip(lengths) {
@@ -191,7 +208,7 @@ impl Runner {
             }
             let tokens = unread.get(..ahead).unwrap_or_default();
             let row = Row { slot, past: generation.cached(), tokens };
-            self.graph.forward(&[row]).map_err(StepError)?;
+            self.graph.forward(&[row]).map_err(StepError::Runtime)?;
             let _ = generation.read(ahead);
         }
         Ok(())

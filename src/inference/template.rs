@@ -152,16 +152,36 @@ impl Template {
         let tools = tools.map_or(Value::UNDEFINED, |tools| {
             Value::from(Serde(tools.list.iter().map(tools::object).collect::<Vec<_>>()))
         });
-        let now = Arc::clone(&self.now);
-        let strftime = Value::from_function(move |format: &str| now(format));
-        self.environment.get_template(NAME)?.render(context! {
+        self.render_with(context! {
             messages => Value::from(Serde(turns)),
             tools => tools,
+            add_generation_prompt => true,
+        })
+    }
+
+    /// A conversation with everything a template may ask for, as JSON: `messages`, `tools`, `add_generation_prompt`, …
+    ///
+    /// # Errors
+    /// What the template, or the engine that runs it, says.
+    pub(super) fn render_json(&self, conversation: &serde_json::Value) -> Result<String, String> {
+        self.render_with(Value::from(Serde(conversation))).map_err(|error| match error.kind() {
+            ErrorKind::OutOfFuel => format!("the rendering takes more than {FUEL} steps"),
+            _ => chain(&error),
+        })
+    }
+
+    /// `given` wins over what every template gets: transformers' `apply_chat_template` passes the same names.
+    fn render_with(&self, given: Value) -> Result<String, minijinja::Error> {
+        let now = Arc::clone(&self.now);
+        let strftime = Value::from_function(move |format: &str| now(format));
+        let always = context! {
             bos_token => &self.bos,
             eos_token => &self.eos,
-            add_generation_prompt => true,
+            tools => (),
+            documents => (),
             strftime_now => strftime,
-        })
+        };
+        self.environment.get_template(NAME)?.render(context! { ..given, ..always })
     }
 }
 

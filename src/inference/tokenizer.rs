@@ -127,6 +127,18 @@ impl Tokenizer {
         &self.pieces
     }
 
+    /// A text alone, without a beginning. `special`: control tokens are meant.
+    pub(super) fn encode_plain(&self, text: &str, special: bool) -> Result<Vec<u32>, String> {
+        let all = 0..text.len();
+        let client = if special { &[] } else { std::slice::from_ref(&all) };
+        self.encode_protected(text, client)
+    }
+
+    /// The token every prompt begins with.
+    pub(super) fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
     /// A client's text to be continued: BOS where the model wants one, no control tokens.
     pub(super) fn encode_text(&self, text: &str) -> Result<Vec<u32>, String> {
         let ids = self.encode_protected(text, std::slice::from_ref(&(0..text.len())))?;
@@ -322,6 +334,7 @@ fn byte_of(map: &[(char, u8)], c: char) -> Vec<u8> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::inference::detokenizer::Detokenizer;
     use crate::inference::test_material;
     use serde_json::json;
 
@@ -444,8 +457,18 @@ pub(super) mod tests {
             for line in lines {
                 let text = line["text"].as_str().unwrap();
                 let expected: Vec<u32> = serde_json::from_value(line["ids"].clone()).unwrap();
-                let got = tokenizer.encode_speaking(text).unwrap();
-                if got == expected {
+                let got = tokenizer.encode_plain(text, true).unwrap();
+                let mut state = Detokenizer::after(tokenizer.pieces(), &[]);
+                let pieces = tokenizer.pieces();
+                let mut decoded: String =
+                    expected.iter().map(|id| state.push(pieces, *id)).collect();
+                decoded.push_str(&state.finish(pieces));
+                if decoded != line["decoded"].as_str().unwrap() {
+                    wrong.push(format!(
+                        "{text:?}: decoded {decoded:?}, expected {}",
+                        line["decoded"]
+                    ));
+                } else if got == expected {
                     right += 1;
                 } else {
                     wrong.push(format!("{text:?}: {got:?}, expected {expected:?}"));

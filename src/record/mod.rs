@@ -116,8 +116,10 @@ pub struct Health {
     pub trouble: Option<String>,
     /// Everything up to this mark is safe.
     pub safe: u64,
-    /// Accepted prompts whose answer was not delivered yet.
+    /// Accepted prompts without an answer.
     pub prompts: usize,
+    /// Answers that may not have been delivered.
+    pub undelivered: usize,
     /// Answers that are kept for those who ask again.
     pub answers: usize,
     /// Rows whose newest state waits for the disk.
@@ -312,14 +314,19 @@ impl Shared {
         let old = inner.on_disk.iter().filter(|(row, _)| !inner.waiting.contains_key(row));
         let old = old.filter_map(|(_, stage)| *stage);
         let stages = old.chain(inner.waiting.values().filter_map(Change::stage));
-        let (mut prompts, mut answers) = (0, 0);
+        let (mut prompts, mut undelivered, mut answers) = (0, 0, 0);
         for stage in stages {
-            *(if stage == Stage::Delivered { &mut answers } else { &mut prompts }) += 1;
+            *match stage {
+                Stage::Accepted => &mut prompts,
+                Stage::Answered => &mut undelivered,
+                Stage::Delivered => &mut answers,
+            } += 1;
         }
-        let counts = (prompts, answers, inner.waiting.len());
+        let counts = (prompts, undelivered, answers, inner.waiting.len());
         self.health.send_if_modified(|health| {
-            let before = (health.prompts, health.answers, health.waiting);
-            (health.prompts, health.answers, health.waiting) = counts;
+            let Health { prompts, undelivered, answers, waiting, .. } = health;
+            let before = (*prompts, *undelivered, *answers, *waiting);
+            (*prompts, *undelivered, *answers, *waiting) = counts;
             before != counts
         });
     }

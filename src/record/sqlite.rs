@@ -156,8 +156,8 @@ impl Sqlite {
     }
 }
 
-impl Disk for Sqlite {
-    fn open(&mut self) -> Result<Contents, DiskError> {
+impl Sqlite {
+    fn open_or_set_aside(&mut self) -> Result<Contents, DiskError> {
         self.connection = None;
         if !self.damaged {
             match self.try_open() {
@@ -170,6 +170,29 @@ impl Disk for Sqlite {
         (self.damaged, self.distrust) = (false, false);
         self.try_open()?;
         Ok(aside)
+    }
+
+    /// The reason in better words, where the system knows them.
+    fn explained(&self, error: DiskError) -> DiskError {
+        use rustix::fs::{StatVfsMountFlags, statvfs};
+        let is_readonly =
+            statvfs(&self.dir).is_ok_and(|about| about.f_flag.contains(StatVfsMountFlags::RDONLY));
+        match error {
+            DiskError::Failed { reason, distrust, damaged }
+                if is_readonly && !reason.contains("is read-only") =>
+            {
+                let dir = self.dir.display();
+                let reason = format!("the file system of `{dir}` is read-only ({reason})");
+                DiskError::Failed { reason, distrust, damaged }
+            }
+            other => other,
+        }
+    }
+}
+
+impl Disk for Sqlite {
+    fn open(&mut self) -> Result<Contents, DiskError> {
+        self.open_or_set_aside().map_err(|error| self.explained(error))
     }
 
     fn write(&mut self, changes: &[Change], safe: bool) -> Result<(), DiskError> {
@@ -189,7 +212,7 @@ impl Disk for Sqlite {
                 self.damaged |= damaged;
             }
             self.connection = None;
-            error
+            self.explained(error)
         })
     }
 }
@@ -490,4 +513,10 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     name.into()
+}
+
+/// The file without any of our settings, for tests that change it behind our back.
+#[cfg(test)]
+pub(super) fn plain(path: &Path) -> Connection {
+    Connection::open(path).unwrap_or_else(|error| unreachable!("{error}"))
 }

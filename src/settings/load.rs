@@ -203,6 +203,14 @@ mod tests {
                 "[model]\npath = \"/m\"\nslots = 0\n[socket]\npath = \"/s\"\n",
                 "`model.slots` is 0; it must be between 1 and 64",
             ),
+            (
+                "[model]\npath = \"/m\"\n[socket]\npath = \"/s\"\n[state]\ndurability = \"disk\"\n",
+                "there is no `state.dir`",
+            ),
+            (
+                "[model]\npath = \"/m\"\n[state]\ndurability = \"spool\"\n",
+                "4:14: unknown variant `spool`",
+            ),
             ("[model]\npath = \"/m\"\n[log]\nformat = \"xml\"\n", "4:10: unknown variant `xml`"),
         ];
         for (text, wanted) in table {

@@ -12,6 +12,7 @@ mod schema;
 mod show;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -138,6 +139,11 @@ pub struct Socket {
     pub path: Option<PathBuf>,
     /// The line socket (one JSON request a line). Absent: none.
     pub lines_path: Option<PathBuf>,
+    /// HTTP over TCP, for programs that know no Unix socket: an address and a port. Absent: none. Every request needs an API key
+    /// of `[clients]`; it travels as it is, so listen on 127.0.0.1, or put something in front that speaks TLS.
+    pub tcp: Option<SocketAddr>,
+    /// Names of this machine that TCP clients may use besides `localhost` and addresses.
+    pub tcp_hosts: Vec<String>,
 }
 
 /// `[state]`
@@ -291,7 +297,8 @@ impl Settings {
         let mut wrong = Vec::new();
         let mut say = |key: &str, message: String| wrong.push((key.to_owned(), message));
         let sockets = self.socket.as_ref();
-        let has_socket = sockets.is_some_and(|s| s.path.is_some() || s.lines_path.is_some());
+        let has_socket =
+            sockets.is_some_and(|s| s.path.is_some() || s.lines_path.is_some() || s.tcp.is_some());
         if self.mqtt.is_none() && !has_socket {
             let message = "no door is open: set `socket.path`, `socket.lines_path` or `mqtt.url`";
             say("socket", message.to_owned());

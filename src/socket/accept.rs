@@ -1,12 +1,17 @@
 //! Accepts connections and keeps a task for each, up to a limit, until it is told to stop. Knows no protocol.
+//!
+//! A connection that is not at work (idle, or in the middle of a request that has not arrived) gives way when there are too
+//! many: whoever holds thousands of half requests open ends the oldest of his own, and keeps nobody out.
 
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::bind::Bound;
+use super::connection::Stream;
 use crate::identity::Who;
 
 /// How long the loop waits after an accept that failed, usually for want of file descriptors: long enough for some to
@@ -20,12 +25,29 @@ pub(super) struct Peer {
     pub(super) uid: Option<u32>,
     /// The number of the user's group.
     pub(super) gid: Option<u32>,
+    /// Whether it came over TCP, where the kernel knows nobody.
+    pub(super) tcp: bool,
+    /// Its entry of `[clients]`, where its key named one.
+    pub(super) name: Option<String>,
 }
 
 impl Peer {
-    fn of(stream: &UnixStream) -> Self {
-        let peer = rustix::net::sockopt::socket_peercred(stream).ok();
-        Peer { uid: peer.map(|peer| peer.uid.as_raw()), gid: peer.map(|peer| peer.gid.as_raw()) }
+    fn of(stream: &Stream) -> Self {
+        let peer = match stream {
+            Stream::Unix(stream) => rustix::net::sockopt::socket_peercred(stream).ok(),
+            Stream::Tcp(_) => None,
+        };
+        Peer {
+            uid: peer.map(|peer| peer.uid.as_raw()),
+            gid: peer.map(|peer| peer.gid.as_raw()),
+            tcp: matches!(stream, Stream::Tcp(_)),
+            name: None,
+        }
+    }
+
+    /// Whether it is the same user, or the same client.
+    pub(super) fn is(&self, other: &Peer) -> bool {
+        self.uid == other.uid && self.tcp == other.tcp && self.name == other.name
     }
 
     /// What the clients' entries are matched against.
@@ -53,66 +75,166 @@ pub(super) async fn stopped(stopping: &mut Stopping) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
+/// Whether a connection is at work: from a whole request to the end of its answer.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Activity(Arc<Works>);
+
+/// What a connection is at work on: as many references as there are works, and one.
+#[derive(Debug, Default)]
+struct Works {
+    all: Work,
+}
+
+/// Something a connection is at work on, until it is dropped.
+pub(super) type Work = Arc<()>;
+
+impl Activity {
+    /// Work begins.
+    pub(super) fn begin(&self) -> Work {
+        Arc::clone(&self.0.all)
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_idle(&self) -> bool {
+        // The only one is our own.
+        Arc::strong_count(&self.0.all) == 1
+    }
+}
+
+/// How many connections there may be, and what who comes when there are too many reads before the end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Most {
+    /// Of everybody together.
+    pub(super) all: usize,
+    /// Of one user.
+    pub(super) each: usize,
+    /// What is said to one more.
+    pub(super) full: &'static [u8],
+}
+
 /// Serves connections until `shutdown` ends; then removes the socket and waits until the last connection has ended.
-/// Dropping the future drops the connections, and with them their prompts. Who comes while `most` connections are there
-/// reads `full` and the end.
+/// Dropping the future drops the connections, and with them their prompts.
 pub(super) async fn run<H, F>(
     bound: Bound,
-    most: usize,
-    full: &[u8],
+    most: Most,
     shutdown: impl Future<Output = ()>,
     handle: H,
 ) where
-    H: Fn(UnixStream, Peer, Stopping) -> F,
+    H: Fn(Stream, Peer, Stopping, Activity) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
     let (listener, file) = bound.into_parts();
     let (stop, stopping) = watch::channel(false);
     let mut connections = JoinSet::new();
+    let mut open = Open::default();
     let mut shutdown = std::pin::pin!(shutdown);
     let mut warned = false;
     loop {
         let accepted = tokio::select! {
             () = &mut shutdown => break,
-            Some(ended) = connections.join_next(), if !connections.is_empty() => {
-                report(ended);
+            Some(ended) = connections.join_next_with_id(), if !connections.is_empty() => {
+                open.ended(ended);
                 continue;
             }
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) if connections.len() >= most => {
-                if !std::mem::replace(&mut warned, true) {
-                    tracing::warn!(
-                        limit = most,
-                        "too many connections; new ones are sent away until some end"
-                    );
-                }
-                // A few bytes fit into any fresh socket's buffer; a client that is gone already misses nothing.
-                let _ = stream.try_write(full);
-            }
-            Ok((stream, _)) => {
-                warned = false;
+            Ok(stream) => {
                 let peer = Peer::of(&stream);
-                connections.spawn(handle(stream, peer, stopping.clone()));
+                if !open.make_room(&peer, &most) {
+                    if !std::mem::replace(&mut warned, true) {
+                        tracing::warn!(
+                            limit = most.all,
+                            of_one_user = most.each,
+                            "too many connections; new ones are sent away until some end"
+                        );
+                    }
+                    // A few bytes fit into any fresh socket's buffer; a client that is gone already misses nothing.
+                    let _ = stream.try_write(most.full);
+                    continue;
+                }
+                warned = false;
+                let activity = Activity::default();
+                let task = handle(stream, peer.clone(), stopping.clone(), activity.clone());
+                open.began(peer.uid, connections.spawn(task), activity);
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection; trying again");
+                open.end_one(None);
                 tokio::time::sleep(PAUSE).await;
             }
         }
     }
     drop((listener, file));
     stop.send_replace(true);
-    while let Some(ended) = connections.join_next().await {
-        report(ended);
+    while let Some(ended) = connections.join_next_with_id().await {
+        open.ended(ended);
     }
 }
 
-fn report(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        tracing::error!(%error, "a connection's task panicked; this is a bug");
+/// A user, where the kernel knows it.
+type Uid = Option<u32>;
+
+/// The connections that are open, the oldest first.
+#[derive(Debug, Default)]
+struct Open {
+    connections: VecDeque<(Uid, AbortHandle, Activity)>,
+    of: HashMap<Uid, usize>,
+}
+
+impl Open {
+    fn began(&mut self, uid: Uid, task: AbortHandle, activity: Activity) {
+        *self.of.entry(uid).or_default() += 1;
+        self.connections.push_back((uid, task, activity));
+    }
+
+    fn ended(&mut self, ended: Result<(tokio::task::Id, ()), tokio::task::JoinError>) {
+        let id = match &ended {
+            Ok((id, ())) => *id,
+            Err(error) => error.id(),
+        };
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            tracing::error!(%error, "a connection's task panicked; this is a bug");
+        }
+        // One that gave way is counted out already.
+        if let Some(at) = self.connections.iter().position(|(_, task, _)| task.id() == id) {
+            self.remove(at);
+        }
+    }
+
+    fn remove(&mut self, at: usize) -> Option<AbortHandle> {
+        let (uid, task, _) = self.connections.remove(at)?;
+        if let Some(count) = self.of.get_mut(&uid) {
+            *count -= 1;
+            if *count == 0 {
+                self.of.remove(&uid);
+            }
+        }
+        Some(task)
+    }
+
+    /// Whether one more may come; ends an idle one for it where need be.
+    fn make_room(&mut self, peer: &Peer, most: &Most) -> bool {
+        if self.of.get(&peer.uid).is_some_and(|count| *count >= most.each) {
+            return self.end_one(Some(peer.uid));
+        }
+        if self.connections.len() < most.all {
+            return true;
+        }
+        let greediest = self.of.iter().max_by_key(|(_, count)| **count).map(|(uid, _)| *uid);
+        self.end_one(greediest) || self.end_one(None)
+    }
+
+    /// Ends the oldest idle connection, of one user if that is said.
+    fn end_one(&mut self, of: Option<Uid>) -> bool {
+        let idle = self
+            .connections
+            .iter()
+            .position(|(uid, _, activity)| activity.is_idle() && of.is_none_or(|of| *uid == of));
+        let Some(task) = idle.and_then(|at| self.remove(at)) else { return false };
+        task.abort();
+        true
     }
 }

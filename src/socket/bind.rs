@@ -14,6 +14,8 @@ use rustix::net::{
 };
 use tokio::net::UnixListener;
 
+use super::connection::Listener;
+
 /// The most bytes a socket's path may have: `sun_path` in unix(7) has 108, the last one for the NUL.
 const MAX_PATH_BYTES: usize = 107;
 
@@ -23,18 +25,14 @@ const BACKLOG: i32 = 128;
 /// A listening socket at its path. Dropping it removes the file, if it is still the one that was made here.
 #[derive(Debug)]
 pub struct Bound {
-    listener: UnixListener,
-    file: File,
+    listener: Listener,
+    /// `None` where the listener is somebody else's, who keeps it when this process ends.
+    file: Option<File>,
 }
 
 impl Bound {
-    /// Where it listens.
-    pub fn path(&self) -> &Path {
-        &self.file.path
-    }
-
     /// The listener, and what removes the file when dropped.
-    pub(super) fn into_parts(self) -> (UnixListener, File) {
+    pub(super) fn into_parts(self) -> (Listener, Option<File>) {
         (self.listener, self.file)
     }
 }
@@ -149,7 +147,47 @@ pub fn bind(path: &Path, mode: u32) -> Result<Bound, BindError> {
         path: path.to_owned(),
         source,
     })?;
-    Ok(Bound { listener, file })
+    Ok(Bound { listener: Listener::Unix(listener), file: Some(file) })
+}
+
+/// Listens on TCP.
+///
+/// # Errors
+/// [`BindError::Io`] with the address and the system's reason.
+///
+/// # Panics
+/// Outside a tokio runtime, as [`bind`].
+pub fn bind_tcp(address: std::net::SocketAddr) -> Result<Bound, BindError> {
+    let failed =
+        |source| BindError::Io { action: "listen on", path: address.to_string().into(), source };
+    let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+    Ok(Bound { listener: Listener::Tcp(listener), file: None })
+}
+
+/// The listening sockets that the service manager opened, by their names (`sd_listen_fds(3)`). They outlive this process, so
+/// that a client that comes while the service starts again waits instead of being refused.
+///
+/// # Errors
+/// A descriptor that is no listening Unix socket.
+///
+/// # Panics
+/// Outside a tokio runtime, as [`bind`].
+pub fn inherited(names: Option<&str>) -> io::Result<Vec<(String, Bound)>> {
+    let mut passed = listenfd::ListenFd::from_env();
+    let names: Vec<&str> = names.map(|names| names.split(':').collect()).unwrap_or_default();
+    let mut bounds = Vec::with_capacity(passed.len());
+    for at in 0..passed.len() {
+        let Some(listener) = passed.take_unix_listener(at)? else { continue };
+        listener.set_nonblocking(true)?;
+        // The engine must not hold it open.
+        rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::CLOEXEC)?;
+        let name = names.get(at).map_or_else(|| "unknown".to_owned(), |name| (*name).to_owned());
+        let listener = Listener::Unix(UnixListener::from_std(listener)?);
+        bounds.push((name, Bound { listener, file: None }));
+    }
+    Ok(bounds)
 }
 
 /// Sees that nothing stands at the path; removes a dead socket that is ours.

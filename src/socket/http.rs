@@ -4,24 +4,24 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioTimer;
 use serde_json::json;
-use tokio::net::UnixStream;
 
-use super::accept::{self, Peer, Stopping, stopped};
+use super::accept::{self, Activity, Most, Peer, Stopping, stopped};
 use super::bind::Bound;
-use super::openai::{self, Api, Chunks, Head};
+use super::connection::Stream;
+use super::openai::{self, Api};
 use super::patience::Patient;
-use super::reply::{Fault, Reply, Work, json_response, response};
-use super::stream::Stream;
-use super::{App, admin, body, collect, metrics, queue, unix_seconds};
+use super::prompts::{bearer, complete};
+use super::reply::{Fault, Reply, json_response, response};
+use super::{App, admin, body, guard, metrics, ollama, queue};
 use crate::request::{Code, Refusal};
 use crate::scheduler::State;
-use crate::wire::{self, Context, status_object};
+use crate::wire::{self, status_object};
 
 /// Bytes of a request's head. Clients of an API send some hundred; 16 KiB is what servers commonly allow.
 const HEAD_BYTES: usize = 16 << 10;
@@ -45,23 +45,31 @@ connection: close\r\ncontent-length: 132\r\n\r\n\
 
 /// Answers HTTP on a socket until `shutdown` ends. Answers that run then are finished first; dropping the future ends them.
 pub async fn serve(bound: Bound, app: Arc<App>, shutdown: impl Future<Output = ()>) {
-    let most = app.patience.connections;
-    accept::run(bound, most, FULL, shutdown, move |stream, peer, stopping| {
-        connection(stream, peer, stopping, Arc::clone(&app))
+    let most =
+        Most { all: app.patience.connections, each: app.patience.connections_of_one, full: FULL };
+    accept::run(bound, most, shutdown, move |stream, peer, stopping, activity| {
+        connection(stream, peer, stopping, activity, Arc::clone(&app))
     })
     .await;
 }
 
-async fn connection(stream: UnixStream, peer: Peer, mut stopping: Stopping, app: Arc<App>) {
+async fn connection(
+    stream: Stream,
+    peer: Peer,
+    mut stopping: Stopping,
+    activity: Activity,
+    app: Arc<App>,
+) {
     let patience = app.patience;
-    let work = Work::default();
-    let held = Arc::clone(&work);
-    let service = service_fn(move |request| {
-        let (app, peer, work) = (Arc::clone(&app), peer.clone(), Arc::clone(&held));
+    let at_work = activity.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (app, peer, activity) = (Arc::clone(&app), peer.clone(), activity.clone());
         async move {
-            Ok::<_, Infallible>(
-                respond(&app, &peer, request).await.map(|reply| reply.holding(work)),
-            )
+            // A request with a body has begun when that has arrived; until then its connection is as good as idle.
+            let work = request.body().is_end_stream().then(|| activity.begin());
+            let reply = respond(&app, &peer, &activity, request).await;
+            let work = work.unwrap_or_else(|| activity.begin());
+            Ok::<_, Infallible>(reply.map(|reply| reply.holding(work)))
         }
     });
     let mut builder = http1::Builder::new();
@@ -75,7 +83,7 @@ async fn connection(stream: UnixStream, peer: Peer, mut stopping: Stopping, app:
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 ended = connection => ended,
-                () = idle(&work) => return,
+                () = idle(&at_work) => return,
             }
         }
     };
@@ -86,23 +94,37 @@ async fn connection(stream: UnixStream, peer: Peer, mut stopping: Stopping, app:
 }
 
 /// Waits until no request has been at work for a while: what keeps the connection then is half a request.
-async fn idle(work: &Work) {
+async fn idle(activity: &Activity) {
     let mut quiet = 0;
     while quiet < FAREWELL_LOOKS {
         tokio::time::sleep(LOOK).await;
-        // One is ours, one is the service's.
-        quiet = if Arc::strong_count(work) > 2 { 0 } else { quiet + 1 };
+        quiet = if activity.is_idle() { quiet + 1 } else { 0 };
     }
 }
 
-async fn respond(app: &Arc<App>, peer: &Peer, request: Request<Incoming>) -> Response<Reply> {
+async fn respond(
+    app: &Arc<App>,
+    peer: &Peer,
+    activity: &Activity,
+    request: Request<Incoming>,
+) -> Response<Reply> {
+    let ollama = request.uri().path().starts_with("/api/");
     // Boxed: the futures of a request are large, and only one of them is needed at a time.
-    Box::pin(route(app, peer, request)).await.unwrap_or_else(Fault::into_response)
+    let admitted =
+        if peer.tcp { guard::admit(app, peer, request.headers()) } else { Ok(peer.clone()) };
+    let answer = match admitted {
+        Ok(peer) => Box::pin(route(app, &peer, activity, request)).await,
+        Err(fault) => Err(fault),
+    };
+    answer.unwrap_or_else(|fault| {
+        if ollama { fault.in_ollamas_words() } else { fault }.into_response()
+    })
 }
 
 async fn route(
     app: &Arc<App>,
     peer: &Peer,
+    activity: &Activity,
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, Fault> {
     let method = request.method().clone();
@@ -110,13 +132,25 @@ async fn route(
     let get = || only(&method, &[Method::GET, Method::HEAD], "GET");
     let post = || only(&method, &[Method::POST], "POST");
     match path.as_str() {
-        "/v1/chat/completions" => {
+        "/v1/chat/completions"
+        | "/v1/completions"
+        | "/v1/responses"
+        | "/api/chat"
+        | "/api/generate" => {
             post()?;
-            complete(app, peer, Api::Chat, request).await
+            let api = match path.as_str() {
+                "/v1/chat/completions" => Api::Chat,
+                "/v1/completions" => Api::Completion,
+                "/v1/responses" => Api::Responses,
+                "/api/chat" => Api::OllamaChat,
+                _ => Api::OllamaGenerate,
+            };
+            complete(app, peer, activity, api, request).await
         }
-        "/v1/completions" => {
+        "/v1/embeddings" => {
             post()?;
-            complete(app, peer, Api::Completion, request).await
+            let message = "the served model is a language model without an output for embeddings";
+            Err(Refusal::new(Code::Unsupported, message).into())
         }
         "/v1/models" => get().map(|()| models(app)),
         "/health/live" => get().map(|()| json_response(200, &json!({"state": "live"}))),
@@ -127,7 +161,8 @@ async fn route(
         }),
         "/v1/queue" => get().map(|()| {
             let status = app.scheduler.status();
-            let grant = app.policies.current().access.grant(peer.who(None));
+            let key = bearer(request.headers());
+            let grant = app.policies.current().access.grant(peer.who(key.as_deref()));
             let object = queue::object(&status.borrow(), &app.running, &grant, peer.is_root());
             json_response(200, &object)
         }),
@@ -139,7 +174,9 @@ async fn route(
             )
         }),
         path => {
-            if let Some(operation) = path.strip_prefix("/admin/") {
+            if path.starts_with("/api/") {
+                of_ollama(app, &method, path, request).await
+            } else if let Some(operation) = path.strip_prefix("/admin/") {
                 post()?;
                 admin::run(app, peer, bearer(request.headers()).as_deref(), operation).await
             } else if let Some(name) = path.strip_prefix("/v1/models/") {
@@ -162,72 +199,53 @@ fn only(method: &Method, possible: &[Method], allow: &'static str) -> Result<(),
     if possible.contains(method) { Ok(()) } else { Err(Fault::wrong_method(method, allow)) }
 }
 
-/// Answers a prompt, whole or streamed.
-async fn complete(
-    app: &Arc<App>,
-    peer: &Peer,
-    api: Api,
+/// What Ollama's clients ask besides answers.
+async fn of_ollama(
+    app: &App,
+    method: &Method,
+    path: &str,
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, Fault> {
-    let (key, wait) = (bearer(request.headers()), willing_to_wait(request.headers()));
-    let body = request.into_body();
-    let bytes = body::read(body, app.limits.payload_bytes, app.patience.body).await?;
-    let policy = app.policies.current();
-    let context = Context {
-        profiles: &policy.profiles,
-        readings: app.policies.readings(),
-        limits: &app.limits,
-        grant: policy.access.grant(peer.who(key.as_deref())),
-        now: std::time::Instant::now(),
-    };
-    let asked = match api {
-        Api::Chat => wire::parse_chat(&bytes, &context),
-        Api::Completion => wire::parse_completion(&bytes, &context),
-    };
-    drop(bytes);
-    let asked = asked.map_err(|error| Fault::from(*error.refusal))?;
-    asked.check_model(app.model().as_deref())?;
-    let logprobs = asked.submission.request.logprobs.is_some();
-    let mut submission = asked.submission;
-    if !asked.stream {
-        submission.timeout = submission.timeout.into_iter().chain(wait).min();
+    let get = || only(method, &[Method::GET, Method::HEAD], "GET");
+    let status = app.scheduler.status();
+    match path {
+        "/api/version" => get().map(|()| {
+            let version = env!("CARGO_PKG_VERSION");
+            json_response(200, &json!({"version": ollama::API_VERSION, "promptd": version}))
+        }),
+        "/api/tags" => get().map(|()| {
+            json_response(200, &ollama::tags(status.borrow().model.as_ref(), app.started))
+        }),
+        "/api/ps" => {
+            get().map(|()| json_response(200, &ollama::running(status.borrow().model.as_ref())))
+        }
+        "/api/show" => {
+            only(method, &[Method::POST], "POST")?;
+            let body = request.into_body();
+            let body = body::read(body, app.limits.payload_bytes, app.patience.body).await?;
+            ollama_show(app, &body)
+        }
+        path => Err(Fault::no_path(path)),
     }
-    let ticket = app.scheduler.submit(submission).await?;
-    let entry = app.running.enter(ticket.id(), peer, api.prefix());
-    let model = app.model().unwrap_or_else(|| "promptd".to_owned());
-    let session = ticket.session().cloned();
-    let (id, created) = (entry.public().to_owned(), unix_seconds());
-    let head = Head { api, id, created, model, logprobs, session };
-    if asked.stream {
-        let voice = Box::new(Chunks::new(head, asked.include_usage));
-        let stream = Stream::new(voice, ticket, entry, asked.echo.as_deref(), app.patience.ping);
-        return Ok(response(200, "text/event-stream", Reply::stream(stream)));
-    }
-    let mut whole = collect::whole(ticket).await?;
-    whole.text.insert_str(0, &asked.echo.unwrap_or_default());
-    Ok(json_response(200, &head.whole(&whole)))
 }
 
-/// How long a client says that it waits for a whole answer: `Prefer: wait=10` (RFC 7240), or the time limit that OpenAI's
-/// clients set for themselves and tell.
-fn willing_to_wait(headers: &hyper::HeaderMap) -> Option<Duration> {
-    let text = |name| headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    let preferred = text("prefer").flat_map(|value| value.split(',')).filter_map(|preference| {
-        let (name, seconds) = preference.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("wait").then(|| seconds.trim())
-    });
-    let seconds =
-        preferred.chain(text("x-stainless-timeout")).filter_map(|seconds| seconds.parse().ok());
-    // What is no time, or none worth the name, is no wish.
-    let times = seconds.filter_map(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
-    times.filter(|time| !time.is_zero()).min()
-}
-
-/// The API key of a request, if there is one.
-fn bearer(headers: &hyper::HeaderMap) -> Option<String> {
-    let value = headers.get(hyper::header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, key) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim().to_owned())
+/// `POST /api/show`: what is known of the model.
+fn ollama_show(app: &App, body: &[u8]) -> Result<Response<Reply>, Fault> {
+    let body: serde_json::Value = serde_json::from_slice(body)
+        .map_err(|error| Refusal::bad_request(format!("the request is no valid JSON: {error}")))?;
+    let name = body.get("model").or_else(|| body.get("name")).and_then(|name| name.as_str());
+    let name = name.map(|name| name.strip_suffix(":latest").unwrap_or(name));
+    let Some(name) = name else {
+        let message = "`model` is missing: the model's name";
+        return Err(Refusal::bad_request(message).with_param("model").into());
+    };
+    let status = app.scheduler.status();
+    let status = status.borrow();
+    let Some(model) = &status.model else {
+        return Err(Refusal::new(Code::NotFound, "no model is loaded yet").into());
+    };
+    wire::check_model(Some(name), Some(&model.name))?;
+    Ok(json_response(200, &ollama::show(model, app.started)))
 }
 
 fn models(app: &App) -> Response<Reply> {
@@ -292,7 +310,7 @@ async fn cancel(app: &App, peer: &Peer, public: &str) -> Result<Response<Reply>,
             .into());
     };
     // root may end anybody's.
-    if owner.uid != peer.uid && !peer.is_root() {
+    if !owner.is(peer) && !peer.is_root() {
         return Err(Refusal::new(Code::Forbidden, "this request belongs to another user")
             .with_param("id")
             .into());
@@ -336,28 +354,6 @@ mod tests {
             ("%zz", "%zz"),
         ] {
             assert_eq!(decoded(segment), name);
-        }
-    }
-
-    #[test]
-    fn times_that_clients_wait() {
-        let headers = |pairs: &[(&'static str, &str)]| -> hyper::HeaderMap {
-            let pair = |(name, value): &(&'static str, &str)| {
-                (hyper::header::HeaderName::from_static(name), value.parse().unwrap())
-            };
-            pairs.iter().map(pair).collect()
-        };
-        for (pairs, seconds) in [
-            (&[("prefer", "respond-async, wait=10")][..], Some(10.0)),
-            (&[("x-stainless-timeout", "0.5")], Some(0.5)),
-            (&[("prefer", "Wait = 7"), ("x-stainless-timeout", "600")], Some(7.0)),
-            (&[("prefer", "wait=soon"), ("x-stainless-timeout", "NOT_GIVEN")], None),
-            (&[("prefer", "wait=0"), ("x-stainless-timeout", "-1")], None),
-            (&[("x-stainless-timeout", "inf")], None),
-            (&[], None),
-        ] {
-            let wait = willing_to_wait(&headers(pairs));
-            assert_eq!(wait.map(|wait| wait.as_secs_f64()), seconds, "{pairs:?}");
         }
     }
 

@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Interest};
-use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::App;
-use super::accept::{self, Peer, Stopping, stopped};
+use super::accept::{self, Activity, Most, Peer, Stopping, stopped};
 use super::bind::Bound;
 use super::collect::lost;
+use super::connection::Stream;
 use crate::request::{Code, Event, Refusal};
 use crate::wire::{
     Answer, AnswerFormat, AskError, Asked, Context, error_object, parse_ask, stream_piece,
@@ -39,14 +39,23 @@ const FULL: &[u8] = b"{\"v\":1,\"status\":\"error\",\"code\":\"busy\",\"message\
 /// Answers lines on a socket until `shutdown` ends. Answers that run then are finished first; dropping the future ends
 /// them.
 pub async fn serve(bound: Bound, app: Arc<App>, shutdown: impl Future<Output = ()>) {
-    let most = app.patience.connections;
-    accept::run(bound, most, FULL, shutdown, move |stream, peer, stopping| {
-        connection(stream, peer, stopping, Arc::clone(&app))
+    let most =
+        Most { all: app.patience.connections, each: app.patience.connections_of_one, full: FULL };
+    accept::run(bound, most, shutdown, move |stream, peer, stopping, activity| {
+        connection(stream, peer, stopping, activity, Arc::clone(&app))
     })
     .await;
 }
 
-async fn connection(stream: UnixStream, peer: Peer, mut stopping: Stopping, app: Arc<App>) {
+async fn connection(
+    stream: Stream,
+    peer: Peer,
+    mut stopping: Stopping,
+    activity: Activity,
+    app: Arc<App>,
+) {
+    // Lines have no place for a key, so they are spoken on a Unix socket only.
+    let Stream::Unix(stream) = stream else { return };
     let (read, write) = stream.into_split();
     let mut lines =
         Lines { reader: BufReader::new(read), line: Vec::new(), limit: app.limits.payload_bytes };
@@ -62,7 +71,14 @@ async fn connection(stream: UnixStream, peer: Peer, mut stopping: Stopping, app:
                     Line::End => break,
                     Line::TooLong => { let _ = out.send(too_long(app.limits.payload_bytes)).await; }
                     Line::Whole(line) if line.trim_ascii().is_empty() => {}
-                    Line::Whole(line) => { running.spawn(answer(Arc::clone(&app), peer.clone(), line, out.clone())); }
+                    Line::Whole(line) => {
+                        let (app, peer, out, work) =
+                            (Arc::clone(&app), peer.clone(), out.clone(), activity.begin());
+                        running.spawn(async move {
+                            answer(app, peer, line, out).await;
+                            drop(work);
+                        });
+                     }
                 },
             }
         }

@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use crate::record::Health;
 use crate::scheduler::Status;
 
 /// The metrics, one family after the other.
@@ -13,9 +14,9 @@ pub(super) fn text(status: &Status) -> String {
     let model = status.model.as_ref().map_or("", |model| model.name.as_str());
     page.family("promptd_info", "gauge", "Version and model, as labels.");
     page.sample("promptd_info", &[("version", env!("CARGO_PKG_VERSION")), ("model", model)], "1");
-    page.family("promptd_state", "gauge", "1 for the state the engine is in.");
-    for state in ["loading", "ready", "model_failed", "draining"] {
-        let is = if status.state.as_str() == state { "1" } else { "0" };
+    page.family("promptd_state", "gauge", "1 for the state that promptd is in.");
+    for state in ["loading", "ready", "degraded", "unloaded", "model_failed", "draining"] {
+        let is = if status.state_name() == state { "1" } else { "0" };
         page.sample("promptd_state", &[("state", state)], is);
     }
     page.one("promptd_queue_waiting", "gauge", "Prompts that wait.", status.waiting);
@@ -58,12 +59,33 @@ pub(super) fn text(status: &Status) -> String {
     );
     let restarts = "Engines started after the first one.";
     page.one("promptd_engine_restarts_total", "counter", restarts, counters.engine_restarts);
+    if let Some(record) = &status.record {
+        page.record(record);
+    }
     page.0
 }
 
 struct Page(String);
 
 impl Page {
+    fn record(&mut self, record: &Health) {
+        let degraded = u8::from(record.trouble.is_some());
+        let what = "1 while the state directory cannot be written.";
+        self.one("promptd_record_degraded", "gauge", what, degraded);
+        let what = "Accepted prompts in the record, without an answer.";
+        self.one("promptd_record_prompts", "gauge", what, record.prompts);
+        let what = "Answers in the record that may not have been delivered.";
+        self.one("promptd_record_undelivered", "gauge", what, record.undelivered);
+        let what = "Answers that are kept for those who ask again.";
+        self.one("promptd_record_answers", "gauge", what, record.answers);
+        let what = "Rows whose newest state waits for the disk.";
+        self.one("promptd_record_waiting", "gauge", what, record.waiting);
+        let what = "Prompts of an earlier start that were taken up.";
+        self.one("promptd_record_replayed_total", "counter", what, record.replayed);
+        let what = "Rows that were lost and files that were set aside.";
+        self.one("promptd_record_lost_total", "counter", what, record.lost);
+    }
+
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         // Writing into a String cannot fail.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
@@ -93,6 +115,7 @@ mod tests {
     fn a_page() {
         let mut status = Status { waiting: 3, ..Status::default() };
         status.counters.refused.insert("busy", 2);
+        status.record = Some(Health { replayed: 4, ..Health::default() });
         let page = text(&status);
         for line in [
             "promptd_up 1",
@@ -101,6 +124,8 @@ mod tests {
             "promptd_queue_waiting 3",
             "promptd_prompts_refused_total{code=\"busy\"} 2",
             "promptd_prefill_seconds_total 0",
+            "promptd_record_degraded 0",
+            "promptd_record_replayed_total 4",
             "# TYPE promptd_engine_restarts_total counter",
         ] {
             assert!(page.lines().any(|there| there == line), "{line}\n{page}");

@@ -9,17 +9,23 @@ mod admin;
 mod bind;
 mod body;
 mod collect;
+mod connection;
+mod guard;
 mod http;
 mod lines;
 mod metrics;
+mod ollama;
 mod openai;
 mod patience;
+mod prompts;
 mod queue;
 mod reply;
+mod responses;
 mod running;
 mod stream;
 mod voice;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -27,7 +33,7 @@ use crate::control::Control;
 use crate::scheduler::Scheduler;
 use crate::wire::{Limits, Policies};
 
-pub use bind::{BindError, Bound, bind};
+pub use bind::{BindError, Bound, bind, bind_tcp, inherited};
 pub use http::serve;
 pub use lines::serve as serve_lines;
 
@@ -38,6 +44,8 @@ pub struct Config {
     pub path: Option<PathBuf>,
     /// Where the line socket stands; `None` switches it off.
     pub lines_path: Option<PathBuf>,
+    /// Where HTTP is spoken over TCP; `None` switches it off.
+    pub tcp: Option<SocketAddr>,
     /// Who may connect, as file permissions: writing is connecting.
     pub mode: u32,
 }
@@ -45,7 +53,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         // Owner and group: whoever is in the group `promptd` may ask.
-        Config { path: None, lines_path: None, mode: 0o660 }
+        Config { path: None, lines_path: None, tcp: None, mode: 0o660 }
     }
 }
 
@@ -55,6 +63,8 @@ pub struct Patience {
     /// Connections at once. Each costs two file descriptors at most and some 20 KiB; a service has 1024 descriptors by
     /// default, and a board no more clients than this.
     pub connections: usize,
+    /// Connections of one user at once: half, so that nobody can take all of them.
+    pub connections_of_one: usize,
     /// How long a request's head may take to arrive, and how long a connection may be idle.
     pub head: Duration,
     /// How long a request's body may take to arrive: local clients have it ready.
@@ -69,6 +79,7 @@ impl Default for Patience {
     fn default() -> Self {
         Patience {
             connections: 256,
+            connections_of_one: 128,
             head: Duration::from_mins(1),
             body: Duration::from_secs(30),
             unread: Duration::from_mins(1),
@@ -87,6 +98,8 @@ pub struct App {
     node: Option<String>,
     patience: Patience,
     running: running::Running,
+    /// Names of this machine that TCP clients may use.
+    hosts: Vec<String>,
     /// Seconds since 1970 at the start: the `created` of the model.
     started: u64,
 }
@@ -108,6 +121,7 @@ impl App {
             node,
             patience: Patience::default(),
             running,
+            hosts: Vec::new(),
             started: unix_seconds(),
         }
     }
@@ -116,6 +130,13 @@ impl App {
     #[must_use]
     pub fn with_patience(mut self, patience: Patience) -> Self {
         self.patience = patience;
+        self
+    }
+
+    /// The same with names of this machine that TCP clients may use.
+    #[must_use]
+    pub fn with_hosts(mut self, hosts: Vec<String>) -> Self {
+        self.hosts = hosts;
         self
     }
 

@@ -11,13 +11,19 @@ use crate::wire::{
     Part, chat_logprobs, completion_logprobs, milliseconds, rounded, session_fields,
 };
 
-/// Which of the two APIs is spoken.
+/// Which of the APIs is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Api {
     /// `/v1/chat/completions`
     Chat,
     /// `/v1/completions`
     Completion,
+    /// `/v1/responses`
+    Responses,
+    /// Ollama's `/api/chat`
+    OllamaChat,
+    /// Ollama's `/api/generate`
+    OllamaGenerate,
 }
 
 impl Api {
@@ -26,6 +32,8 @@ impl Api {
         match self {
             Api::Chat => "chatcmpl",
             Api::Completion => "cmpl",
+            Api::Responses => "resp",
+            Api::OllamaChat | Api::OllamaGenerate => "ollama",
         }
     }
 }
@@ -50,7 +58,7 @@ impl Head {
         let reason = reason(finish, !calls.is_empty());
         let logprobs = self.logprobs.then(|| self.logprobs(tokens));
         let (object, choice) = match self.api {
-            Api::Chat => {
+            Api::Chat | Api::Responses | Api::OllamaChat | Api::OllamaGenerate => {
                 let mut message = json!({"role": "assistant", "content": text, "refusal": null});
                 if !calls.is_empty() {
                     // Who calls a tool says nothing, where there are no words beside the calls.
@@ -88,7 +96,7 @@ impl Head {
     ) -> Map<String, Value> {
         let logprobs = (!tokens.is_empty()).then(|| self.logprobs(tokens));
         let choice = match self.api {
-            Api::Chat => {
+            Api::Chat | Api::Responses | Api::OllamaChat | Api::OllamaGenerate => {
                 json!({"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason})
             }
             Api::Completion => {
@@ -100,20 +108,24 @@ impl Head {
 
     fn logprobs(&self, tokens: &[TokenLogprob]) -> Value {
         match self.api {
-            Api::Chat => json!({"content": chat_logprobs(tokens), "refusal": null}),
+            Api::Chat | Api::Responses | Api::OllamaChat | Api::OllamaGenerate => {
+                json!({"content": chat_logprobs(tokens), "refusal": null})
+            }
             Api::Completion => completion_logprobs(tokens),
         }
     }
 
     fn chunk_name(&self) -> &'static str {
         match self.api {
-            Api::Chat => "chat.completion.chunk",
+            Api::Chat | Api::Responses | Api::OllamaChat | Api::OllamaGenerate => {
+                "chat.completion.chunk"
+            }
             Api::Completion => "text_completion",
         }
     }
 
     /// What promptd says beyond OpenAI's fields.
-    fn extension(&self, finish: &Finish) -> Value {
+    pub(super) fn extension(&self, finish: &Finish) -> Value {
         let tps = rounded(finish.timings.tokens_per_second(&finish.usage));
         let mut object = json!({
             "seed": finish.seed, "ms": milliseconds(finish), "tps": tps, "cached": finish.usage.cached,

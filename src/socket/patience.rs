@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 use tokio::time::{Instant, Sleep};
+
+use super::connection::Stream;
 
 /// A connection with a limit on how long a write may wait.
 #[derive(Debug)]
 pub(super) struct Patient {
-    io: TokioIo<UnixStream>,
+    io: TokioIo<Stream>,
     limit: Duration,
     /// Runs while a write waits.
     waiting: Option<Pin<Box<Sleep>>>,
@@ -21,7 +22,7 @@ pub(super) struct Patient {
 
 impl Patient {
     /// The connection, and how long its client may leave bytes unread.
-    pub(super) fn new(stream: UnixStream, limit: Duration) -> Self {
+    pub(super) fn new(stream: Stream, limit: Duration) -> Self {
         Patient { io: TokioIo::new(stream), limit, waiting: None }
     }
 

@@ -66,7 +66,11 @@ mod tests {
         let status = Status { waiting: 2, places: places.into(), ..Status::default() };
         let running = Running::default();
         let grant = |uid: u32| Grant::all(Identity(format!("uid:{uid}")));
-        let entry = running.enter(PromptId(4), &Peer { uid: Some(7), gid: None }, "cmpl");
+        let entry = running.enter(
+            PromptId(4),
+            &Peer { uid: Some(7), gid: None, tcp: false, name: None },
+            "cmpl",
+        );
         let seen = object(&status, &running, &grant(7), false);
         assert_eq!((&seen["object"], &seen["queue"]["waiting"]), (&json!("queue"), &json!(2)));
         assert_eq!(

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -11,6 +10,7 @@ use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue,
 use hyper::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
+use super::accept::Work;
 use super::stream::Stream;
 use crate::request::{Code, Refusal};
 use crate::wire::refusal_numbers;
@@ -22,9 +22,6 @@ pub(super) struct Reply {
     /// Held until the body was handed over, so that the connection knows whether it is at work.
     _work: Option<Work>,
 }
-
-/// A request that is being answered, from its head to the end of its response's body.
-pub(super) type Work = Arc<()>;
 
 #[derive(Debug)]
 enum Content {
@@ -88,6 +85,8 @@ pub(super) struct Fault {
     refusal: Box<Refusal>,
     allow: Option<&'static str>,
     close: bool,
+    /// Only the message, as Ollama's clients read it.
+    plain: bool,
 }
 
 impl From<Refusal> for Fault {
@@ -98,6 +97,7 @@ impl From<Refusal> for Fault {
             refusal: Box::new(refusal),
             allow: None,
             close: false,
+            plain: false,
         }
     }
 }
@@ -124,13 +124,21 @@ impl Fault {
             refusal: Box::new(refusal),
             allow: Some(allow),
             close: false,
+            plain: false,
         }
     }
 
     /// The body did not arrive in time.
     pub(super) fn slow_body() -> Self {
         let refusal = Refusal::new(Code::Timeout, "the request's body did not arrive in time");
-        Fault { status: 408, code: "timeout", refusal: Box::new(refusal), allow: None, close: true }
+        Fault {
+            status: 408,
+            code: "timeout",
+            refusal: Box::new(refusal),
+            allow: None,
+            close: true,
+            plain: false,
+        }
     }
 
     /// Ends the connection with the response: what the client still sends cannot be understood.
@@ -139,9 +147,20 @@ impl Fault {
         self
     }
 
+    /// In the words of Ollama's API.
+    pub(super) fn in_ollamas_words(mut self) -> Self {
+        self.plain = true;
+        self
+    }
+
     /// The response.
     pub(super) fn into_response(self) -> Response<Reply> {
-        let body = json!({"error": error_object(&self.refusal, self.code)});
+        let error = if self.plain {
+            Value::from(self.refusal.message.as_str())
+        } else {
+            error_object(&self.refusal, self.code)
+        };
+        let body = json!({ "error": error });
         let mut response = json_response(self.status, &body);
         let headers = response.headers_mut();
         if let Some(after) = self.refusal.retry_after {

@@ -38,8 +38,8 @@ impl Running {
     pub(super) fn find(&self, public: &str) -> Option<(PromptId, Peer)> {
         let mut parts = public.splitn(3, '-');
         let (prefix, run, number) = (parts.next()?, parts.next()?, parts.next()?);
-        let right =
-            matches!(prefix, "chatcmpl" | "cmpl") && u32::from_str_radix(run, 16) == Ok(self.run);
+        let right = matches!(prefix, "chatcmpl" | "cmpl" | "resp" | "ollama")
+            && u32::from_str_radix(run, 16) == Ok(self.run);
         let id = PromptId(number.parse().ok().filter(|_| right)?);
         let (peer, _) =
             self.prompts.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()?;
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn found_while_it_runs() {
         let running = Running::default();
-        let peer = Peer { uid: Some(7), gid: Some(7) };
+        let peer = Peer { uid: Some(7), gid: Some(7), tcp: false, name: None };
         let entry = running.enter(PromptId(12), &peer, "chatcmpl");
         let public = entry.public().to_owned();
         assert_eq!(running.find(&public), Some((PromptId(12), peer)));

@@ -63,7 +63,7 @@ pub fn parse_completion(body: &[u8], context: &Context<'_>) -> Result<Asked, Ask
     read(&object(body)?, Kind::Completion, None, context)
 }
 
-fn check_size(payload: &[u8], context: &Context<'_>) -> Result<(), Refusal> {
+pub(super) fn check_size(payload: &[u8], context: &Context<'_>) -> Result<(), Refusal> {
     let (limit, have) = (context.limits.payload_bytes, payload.len());
     if have <= limit {
         return Ok(());
@@ -74,7 +74,7 @@ fn check_size(payload: &[u8], context: &Context<'_>) -> Result<(), Refusal> {
     Err(Refusal::new(Code::PayloadTooLarge, message).with_limit(numbers.0, numbers.1))
 }
 
-fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
+pub(super) fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
     match serde_json::from_slice(body) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(other) => {
@@ -86,7 +86,7 @@ fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
 }
 
 /// Reads a request of one kind; what could be read of the way back goes with a refusal.
-fn read(
+pub(super) fn read(
     map: &Map<String, Value>,
     kind: Kind,
     profile: Option<&str>,
@@ -122,6 +122,7 @@ fn read_checked(
     from_topic: Option<&str>,
     context: &Context<'_>,
 ) -> Result<Asked, Refusal> {
+    context.grant.check_allowed()?;
     if let Some(version) = fields.get("v")
         && version.as_u64() != Some(PROTOCOL)
     {

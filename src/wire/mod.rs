@@ -17,9 +17,11 @@ mod limits;
 mod logprobs;
 mod messages;
 mod names;
+mod ollama;
 mod policy;
 mod profile;
 mod readings;
+mod responses;
 mod status;
 mod tools;
 
@@ -35,9 +37,11 @@ pub use calls::{CallReader, Part, split_calls};
 pub use limits::Limits;
 pub(crate) use logprobs::{chat as chat_logprobs, completion as completion_logprobs};
 pub use names::check_id;
+pub use ollama::{OllamaAsked, parse_ollama_chat, parse_ollama_generate};
 pub use policy::{Policies, Policy};
 pub use profile::{Profile, Profiles};
 pub use readings::{ContextTopic, Readings};
+pub use responses::parse_response;
 pub use status::status_object;
 
 /// The version of promptd's own JSON, in requests and answers.
@@ -99,18 +103,24 @@ impl Asked {
     /// # Errors
     /// `not_found`, naming both.
     pub fn check_model(&self, served: Option<&str>) -> Result<(), Refusal> {
-        let (Some(asked), Some(served)) = (self.echo_model.as_deref(), served) else {
-            return Ok(());
-        };
-        if asked == served || asked == "default" || asked == "promptd" {
-            return Ok(());
-        }
-        let asked = names::shown(asked);
-        let message = format!(
-            "there is no model {asked} here; this promptd serves `{served}`, also called `default`"
-        );
-        Err(Refusal::new(Code::NotFound, message).with_param("model"))
+        check_model(self.echo_model.as_deref(), served)
     }
+}
+
+/// Whether the model that is served is the one that was named; see [`Asked::check_model`].
+///
+/// # Errors
+/// `not_found`, naming both.
+pub fn check_model(asked: Option<&str>, served: Option<&str>) -> Result<(), Refusal> {
+    let (Some(asked), Some(served)) = (asked, served) else { return Ok(()) };
+    if asked == served || asked == "default" || asked == "promptd" {
+        return Ok(());
+    }
+    let asked = names::shown(asked);
+    let message = format!(
+        "there is no model {asked} here; this promptd serves `{served}`, also called `default`"
+    );
+    Err(Refusal::new(Code::NotFound, message).with_param("model"))
 }
 
 /// The form of an answer's payload.

@@ -68,6 +68,7 @@ fn record_object(record: &Health) -> Value {
     object.insert("state".into(), state.into());
     object.extend(record.trouble.as_ref().map(|why| ("reason".to_owned(), why.as_str().into())));
     object.insert("prompts".into(), record.prompts.into());
+    object.insert("undelivered".into(), record.undelivered.into());
     object.insert("answers".into(), record.answers.into());
     object.insert("waiting".into(), record.waiting.into());
     object.insert("replayed".into(), record.replayed.into());
@@ -105,7 +106,7 @@ mod tests {
         assert_eq!(degraded["state"], "degraded");
         assert_eq!(
             degraded["record"],
-            json!({"state": "degraded", "reason": "the disk is full", "prompts": 0, "answers": 0, "waiting": 3, "replayed": 0, "lost": 0})
+            json!({"state": "degraded", "reason": "the disk is full", "prompts": 0, "undelivered": 0, "answers": 0, "waiting": 3, "replayed": 0, "lost": 0})
         );
         let ready = status_object(&Status { state: State::Ready, waiting: 2, ..Status::default() });
         assert_eq!((&ready["state"], &ready["queue"]["waiting"]), (&json!("ready"), &json!(2)));

@@ -1,9 +1,9 @@
-//! `promptd ask` and `promptd status` against a door with a scripted scheduler.
+//! The commands for people against a door with a scripted scheduler.
 
 use std::path::Path;
 
 use promptd::cli::args::{Args, Command};
-use promptd::cli::{World, ask, status};
+use promptd::cli::{World, ask, cancel, chat, status, top};
 use promptd::request::{Code, Constraint, Event, Input, Refusal, Role};
 use promptd::scheduler::{State, Status};
 use serde_json::Value;
@@ -39,6 +39,9 @@ async fn run(line: &[&str], socket: &Path, input: &str, terminal: bool) -> Done 
         match args.command {
             Command::Ask(args) => ask::run_in(args, &mut world).await,
             Command::Status(args) => status::run_in(args, &mut world).await,
+            Command::Chat(args) => chat::run_in(args, &mut world).await,
+            Command::Top(args) => top::run_in(args, &mut world).await,
+            Command::Cancel(args) => cancel::run_in(args, &mut world).await,
             other => panic!("{other:?}"),
         }
     })
@@ -226,4 +229,52 @@ async fn a_reader_that_is_gone_ends_the_command_quietly() {
     };
     let (code, ()) = tokio::join!(soon(ask::run_in(args, &mut world)), script);
     assert_eq!((code, err.as_slice()), (1, &b""[..]));
+}
+
+#[tokio::test]
+async fn a_conversation() {
+    let mut door = Door::open(Kind::Http);
+    let path = door.path.clone();
+    let typed = "/system Be short.\nHi \\\nthere\n\n/nonsense\nAnd now?\n/undo\n/retry\n/quit\nnever asked\n";
+    let answers = async {
+        let mut asked = Vec::new();
+        for text in ["Hello.", "Now.", "Again."] {
+            let Input::Chat(messages) = door.answer(&[text]).await.request.input else {
+                panic!("no chat")
+            };
+            asked.push(messages.iter().map(|m| m.content.clone()).collect::<Vec<_>>());
+        }
+        asked
+    };
+    let (done, asked) = tokio::join!(run(&["chat"], &path, typed, false), answers);
+    assert_eq!((done.code, done.err.as_str()), (0, ""));
+    assert_eq!(
+        done.out,
+        "Hello.\nthere is no /nonsense; /help shows what there is\nNow.\nAgain.\n"
+    );
+    assert_eq!(asked[1], ["Be short.", "Hi \nthere", "Hello.", "And now?"]);
+    assert_eq!(asked[2], ["Be short.", "Hi \nthere"]);
+}
+
+#[tokio::test]
+async fn a_look_and_a_cancel() {
+    let mut door = Door::open(Kind::Http);
+    let path = door.path.clone();
+    let done = run(&["top", "--once"], &path, "", false).await;
+    assert!(done.code == 0 && done.out.contains("ready   tiny model"), "{done:?}");
+    let done = run(&["top", "--once", "--json"], &path, "", false).await;
+    let look: Value = serde_json::from_str(&done.out).unwrap();
+    assert!(look["memory_kib"]["service"].as_u64().unwrap() > 1000, "{look}");
+    for (id, code, word) in [("chatcmpl-0-1", 1, "not_found"), ("../x", 2, "no id")] {
+        let done = run(&["cancel", id], &path, "", false).await;
+        assert!(done.code == code && done.err.contains(word), "{done:?}");
+    }
+    let mut client = door.connect().await;
+    client.send(crate::support::raw_http::chat(&serde_json::json!({"stream": true}))).await;
+    let events = door.accepted().await;
+    let head = client.until("\"object\"").await;
+    let id = head.split("\"id\":\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    let done = run(&["cancel", &id, "--json"], &path, "", false).await;
+    assert!(done.code == 0 && done.out.contains("\"cancelled\":true"), "{done:?}");
+    drop(events);
 }

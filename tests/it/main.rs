@@ -3,6 +3,10 @@
 //! `#[cfg(test)]` tells clippy that helpers are tests too, where `unwrap` and `panic!` are the right words.
 
 #[cfg(test)]
+mod activation;
+#[cfg(test)]
+mod apis;
+#[cfg(test)]
 mod bad_input;
 #[cfg(test)]
 mod cli;
@@ -17,6 +21,8 @@ mod engine_process;
 #[cfg(test)]
 mod forms;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod golden;
 #[cfg(test)]
 mod inference;
@@ -27,7 +33,11 @@ mod logprobs;
 #[cfg(test)]
 mod main_job;
 #[cfg(test)]
+mod model_command;
+#[cfg(test)]
 mod model_folder;
+#[cfg(test)]
+mod model_layouts;
 #[cfg(test)]
 mod mqtt;
 #[cfg(test)]
@@ -38,6 +48,8 @@ mod operator;
 mod overload;
 #[cfg(test)]
 mod record;
+#[cfg(test)]
+mod record_disk;
 #[cfg(test)]
 mod scheduler;
 #[cfg(test)]
@@ -50,6 +62,8 @@ mod socket_bind;
 mod socket_misuse;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod tcp;
 #[cfg(test)]
 mod tools;
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::PATIENCE;
 use crate::support::broker::{Broker, Client};
-use crate::support::service::{Plan, Service};
+use crate::support::service::{Plan, Service, signal};
 
 const ANSWERS: &str = "promptd/n/answer/#";
 /// Long enough to see that nothing more comes.
@@ -103,4 +103,147 @@ async fn what_was_accepted_outlasts_kill_9_of_service_and_broker() {
     assert_eq!(answers(&mut client, 6).await, first);
     let health = service.health().unwrap();
     assert_eq!(health["counters"]["accepted"], 0, "{health}");
+}
+
+/// A prompt whose answer takes as long as the context is.
+fn long(id: &str) -> String {
+    json!({"id": id, "prompt": "Write.", "regex": "[a-z ]{400}", "max_tokens": 450}).to_string()
+}
+
+/// Asks, and stops the engine in the middle of the answer, which stands in the record as begun.
+async fn stopped_in_the_middle(service: &Service, client: &Client, prompt: String) -> u32 {
+    client.ask("promptd/n/ask", prompt).await;
+    stop_when_running(service).await
+}
+
+async fn stop_when_running(service: &Service) -> u32 {
+    until(service, "a prompt that runs", |health| health["slots"]["running"] == 1).await;
+    let engine = service.engine_pid().unwrap();
+    signal(engine, "STOP");
+    recorded(service, 1, 0).await;
+    engine
+}
+
+#[tokio::test]
+async fn a_prompt_that_two_services_died_of_is_not_run_a_third_time() {
+    let Some(broker) = Broker::start("") else { return };
+    let plan = plan(broker.port);
+    let mut client = Client::connect(broker.port, "asker", &[ANSWERS], false).await;
+    let service = Service::start(&plan).ready();
+    stopped_in_the_middle(&service, &client, long("fatal")).await;
+    let service = Service::start_in(service.kill(), &plan);
+    stop_when_running(&service).await;
+    let service = Service::start_in(service.kill(), &plan);
+    let answer = answers(&mut client, 1).await;
+    assert_eq!(answer["fatal"]["code"], "model_failed", "{answer:?}");
+    assert!(client.silent(A_WHILE).await);
+    let service = service.ready();
+    client.ask("promptd/n/ask", prompt("next")).await;
+    assert_eq!(answers(&mut client, 1).await["next"]["status"], "ok");
+    drop(service);
+}
+
+#[tokio::test]
+async fn an_answer_the_broker_did_not_take_is_published_by_the_next_start() {
+    let Some(broker) = Broker::start("") else { return };
+    let plan = plan(broker.port);
+    let mut client = Client::connect(broker.port, "asker", &[ANSWERS], false).await;
+    let service = Service::start(&plan).ready();
+    let engine = stopped_in_the_middle(&service, &client, long("a")).await;
+    broker.freeze();
+    signal(engine, "CONT");
+    until(&service, "an answer", |health| {
+        health["record"]["undelivered"] == 1 && health["record"]["waiting"] == 0
+    })
+    .await;
+    let folder = service.kill();
+    broker.thaw();
+    let service = Service::start_in(folder, &plan);
+    let answer = answers(&mut client, 1).await.remove("a").unwrap();
+    assert_eq!((&answer["status"], answer.get("attempt")), (&json!("ok"), None), "{answer}");
+    assert!(client.silent(A_WHILE).await, "it comes once");
+    let health = until(&service, "health", |health| health["record"]["answers"] == 1).await;
+    assert_eq!(health["record"]["replayed"], 0, "it was not run again: {health}");
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_while_nobody_runs_is_told() {
+    let Some(broker) = Broker::start("") else { return };
+    let plan = plan(broker.port);
+    let mut client = Client::connect(broker.port, "asker", &[ANSWERS], false).await;
+    let service = Service::start(&plan).ready();
+    let mut hasty: Value = serde_json::from_str(&long("hasty")).unwrap();
+    hasty["timeout_ms"] = json!(10_000);
+    let began = Instant::now();
+    stopped_in_the_middle(&service, &client, hasty.to_string()).await;
+    let folder = service.kill();
+    tokio::time::sleep_until((began + Duration::from_millis(10_100)).into()).await;
+    let service = Service::start_in(folder, &plan);
+    let answer = answers(&mut client, 1).await;
+    assert_eq!(answer["hasty"]["code"], "timeout", "{answer:?}");
+    assert!(client.silent(A_WHILE).await);
+    drop(service);
+}
+
+#[tokio::test]
+async fn a_stop_in_the_middle_leaves_the_prompt_to_the_next_start() {
+    let Some(broker) = Broker::start("") else { return };
+    let plan = plan(broker.port).with("[shutdown]\ngrace_seconds = 0\n");
+    let mut client = Client::connect(broker.port, "asker", &[ANSWERS], false).await;
+    // Twice: a stop is nobody's fault and is not counted.
+    let mut service = Service::start(&plan).ready();
+    client.ask("promptd/n/ask", long("patient")).await;
+    for _ in 0..3 {
+        let engine = stop_when_running(&service).await;
+        signal(service.pid(), "TERM");
+        // A stopped engine would be killed after a while; it may go sooner.
+        signal(engine, "CONT");
+        assert_eq!(service.wait().code(), Some(0), "{}", service.log());
+        service = Service::start_in(service.kill(), &plan);
+    }
+    let answer = answers(&mut client, 1).await;
+    assert_eq!(answer["patient"]["status"], "ok", "{answer:?}");
+    assert!(client.silent(A_WHILE).await);
+}
+
+#[tokio::test]
+async fn without_durability_the_broker_keeps_what_is_not_answered() {
+    let Some(broker) = Broker::start("") else { return };
+    let plan = plan(broker.port).with("");
+    let plan = Plan { durability: Some("memory"), ..plan };
+    let mut client = Client::connect(broker.port, "asker", &[ANSWERS], false).await;
+    let service = Service::start(&plan).ready();
+    client.ask("promptd/n/ask", long("a")).await;
+    until(&service, "a prompt that runs", |health| health["slots"]["running"] == 1).await;
+    assert!(service.health().unwrap().get("record").is_none());
+    let folder = service.kill();
+    assert!(!folder.path().join("state/record.db").exists());
+    let service = Service::start_in(folder, &plan);
+    let answer = answers(&mut client, 1).await.remove("a").unwrap();
+    assert_eq!((&answer["status"], answer.get("attempt")), (&json!("ok"), None), "{answer}");
+    drop(service);
+}
+
+#[test]
+fn a_newer_record_is_not_touched() {
+    let folder = tempfile::Builder::new().prefix("promptd-it-").tempdir_in("/tmp").unwrap();
+    let state = folder.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    // The header of a file of SQLite: `user_version` at 60, `application_id` at 68.
+    let mut header = vec![0_u8; 4096];
+    header[..16].copy_from_slice(b"SQLite format 3\0");
+    header[16..24].copy_from_slice(&[0x10, 0, 1, 1, 0, 64, 32, 32]);
+    header[28..32].copy_from_slice(&1_u32.to_be_bytes());
+    header[44..48].copy_from_slice(&4_u32.to_be_bytes());
+    header[56..60].copy_from_slice(&1_u32.to_be_bytes());
+    header[60..64].copy_from_slice(&99_u32.to_be_bytes());
+    header[68..72].copy_from_slice(&0x7072_6d64_u32.to_be_bytes());
+    header[100] = 13;
+    header[105..107].copy_from_slice(&4096_u16.to_be_bytes());
+    std::fs::write(state.join("record.db"), &header).unwrap();
+    let mut service = Service::start_in(folder, &Plan::demo());
+    let status = service.wait();
+    let log = service.log();
+    assert!(!status.success() && log.contains("newer promptd"), "{status} {log}");
+    assert_eq!(std::fs::read(state.join("record.db")).unwrap(), header);
 }

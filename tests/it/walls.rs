@@ -38,7 +38,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "systemd",
         ],
     ),
-    ("cli", &["daemon", "settings", "engine", "wire", "telemetry"]),
+    ("cli", &["daemon", "settings", "engine", "inference", "wire", "telemetry"]),
 ];
 
 /// Libraries that only these places may name: what is replaced one day is replaced there.
@@ -52,6 +52,8 @@ const OWNED: &[(&str, &[&str])] = &[
     ("hyper", &["src/socket/", "src/cli/"]),
     ("config", &["src/settings/"]),
     ("clap", &["src/cli/"]),
+    ("rustyline", &["src/cli/"]),
+    ("listenfd", &["src/socket/"]),
     ("sd_notify", &["src/systemd.rs"]),
     ("postcard", &["src/engine/frames.rs"]),
     ("rusqlite", &["src/record/sqlite.rs"]),

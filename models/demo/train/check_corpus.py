@@ -35,9 +35,9 @@ def main():
         g = Grammar(seed, pieces=pieces)
         for _ in range(a.documents // 2):
             document = g.document()
-            if any(w in text for _, text, _ in document for w in held_zh):
+            if any(w in m[1] for m in document for w in held_zh):
                 continue  # as the packer does
-            for role, text, kind in document:
+            for _, text, kind, _ in document:
                 ids = packer.encode(text)
                 assert packer.tokenizer.decode(ids) == text, text
                 tokens, sentences = tokens + len(ids), sentences + 1

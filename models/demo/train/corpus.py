@@ -1,6 +1,7 @@
 """The grammar of IoT talk: seeded generators of contexts, questions, wishes and greetings with their only right answers."""
 import json
 import random
+from typing import NamedTuple
 
 import words as W
 
@@ -89,7 +90,18 @@ ZH_SMALL_TALK = [
     (["谢谢", "谢谢！", "谢谢你", "多谢！"], "不客气。"),
     (["再见", "再见！", "拜拜", "晚安", "晚安！"], "再见！"),
 ]
+ZH_SIDES = "东西南北大小新旧"
+ZH_NOUNS = sorted({n for lists in (W.ZH_DEVICES, W.ZH_DEVICES_HELD) for names in lists.values() for n in names}, key=lambda n: (-len(n), n))
 UNKNOWN = {"en": "I do not know.", "zh": "我不知道。"}
+
+
+class About(NamedTuple):
+    """What a question is about and where it says so, for the guide of attention in data.py."""
+    name: str
+    what: str  # quantity, state family or action
+    value: str  # as the answer has it; empty where there is none
+    at: int  # the character of the question at which the name starts
+    said: int = -1  # the same for the value of a wish
 
 
 def command(device, action, value=None):
@@ -114,7 +126,7 @@ class Grammar:
     def pseudo(self):
         r = self.r
         while True:
-            if self.pieces and r.random() < 0.6:
+            if self.pieces and r.random() < 0.7:
                 name = "".join(r.choices(self.pieces, k=r.choice((1, 2, 2, 3, 3, 4))))
                 if 3 <= len(name) <= 13 and not W.name_held(name) and name not in W.PLACES_HELD + W.OTHERS_HELD:
                     return name
@@ -129,7 +141,7 @@ class Grammar:
         r = self.r
         if self.held:
             return r.choice(W.PLACES_HELD if r.random() < 0.5 else W.OTHERS_HELD) if r.random() < 0.85 else self.pseudo()
-        x = r.random()
+        x = r.random() * (1.6 if self.pieces else 1)  # with pieces, more of them
         return r.choice(W.PLACES) if x < 0.4 else r.choice(W.WORDS) if x < 0.6 else self.pseudo()
 
     def place_en(self):
@@ -190,13 +202,17 @@ class Grammar:
         """A different name that shares a part with this one, so that a near miss is not taken for a hit."""
         r = self.r
         if zh:
-            if self.pieces and r.random() < (0.7 if self.double else 0.5):
-                if name[0] in "东西南北大小新旧" and len(name) > 2 and r.random() < 0.5:
-                    return name[1:]
-                return r.choice("东西南北大小新旧") + name
+            side = name[0] in ZH_SIDES and len(name) > 2
             i = r.randrange(max(1, len(name) - 2))  # not the noun: it decides between opening and switching on
-            if self.held:
-                return r.choice("东西南北大小新旧") + (name[1:] if name[0] in "东西南北大小新旧" and len(name) > 2 else name)
+            if self.held:  # the hardest kind alone
+                return r.choice(ZH_SIDES) + (name[1:] if side else name)
+            x, noun = r.random(), next((n for n in ZH_NOUNS if name.endswith(n) and len(name) > len(n)), "")
+            if noun and x < 0.3:  # the bedroom's lamp beside the kitchen's: what stands in most houses
+                return self.place_zh() + noun
+            if x < (0.85 if self.double else 0.7):  # one name within the other, or another side
+                if side and r.random() < 0.6:
+                    return name[1:] if r.random() < 0.6 else r.choice(ZH_SIDES) + name[1:]
+                return r.choice(ZH_SIDES) + name
             return name[:i] + r.choice(W.ZH_CHARS) + name[i + 1:]
         parts = name.split(" ")
         if parts[-1].isdigit():
@@ -270,7 +286,7 @@ class Grammar:
             if r.random() < 0.5:
                 s, o = o, s
             text = r.choice(ZH_ASK_STATE if zh else ASK_STATE).replace("{s}", s).replace("{o}", o)
-        return self.loosen(text.replace("{n}", name), zh)
+        return self.loosen(text.replace("{n}", name), zh), About(*f, text.index("{n}"))
 
     def loosen(self, text, zh):
         """People leave out the capital and the last mark."""
@@ -280,13 +296,14 @@ class Grammar:
             text = text[0].lower() + text[1:]
         return text
 
-    # ---- turns: (kind, question, answer)
+    # ---- turns: (kind, question, answer, what it is about)
     def reading(self, facts, zh):
         f = self.r.choice(facts)
         if self.double and self.r.random() < self.double:
             doubles = [f for f in facts if any(f[1] == g[1] and f[2] != g[2] and (f[0] in g[0] or g[0] in f[0]) for g in facts if g is not f)]
             f = self.r.choice(doubles or facts)
-        return "reading", self.question(f, zh), self.answer(f, zh)
+        ask, about = self.question(f, zh)
+        return "reading", ask, self.answer(f, zh), about
 
     def unknown(self, facts, zh):
         keys = {self.key(f) for f in facts}
@@ -301,7 +318,8 @@ class Grammar:
                 else:
                     f = (self.place(zh) if what in QUANTITIES else self.device(zh, what)), what, ""
             if self.key(f) not in keys:
-                return "unknown", self.question(f, zh), UNKNOWN[zh and "zh" or "en"]
+                ask, about = self.question((*f[:2], ""), zh)
+                return "unknown", ask, UNKNOWN["zh" if zh else "en"], about
 
     def wish(self, facts, zh):
         r = self.r
@@ -311,22 +329,24 @@ class Grammar:
             name, kind, _ = r.choice(known)
         else:
             name = self.device(zh, kind)
-        action, value, said = r.choice(WISHES[kind]), None, ""
+        action, value, said, number = r.choice(WISHES[kind]), None, "", ""
         if r.random() < 0.3:
             action = r.choice(("set", "set", "dim"))
             if action == "set" and r.random() < 0.35:
-                value = said = r.choice(MODES)
+                value = said = number = r.choice(MODES)
             else:
                 number = self.number(0, 100, 0.25 if action == "set" else 0.0)
                 value = float(number) if "." in number else int(number)
                 unit = "%" if action == "dim" else r.choice(("degrees", "°C", "%", "")) if not zh else r.choice(("度", "°C", "%", ""))
                 said = number + ("" if not unit else unit if zh and unit != "°C" else f" {unit}")
         form = r.choice((ZH_DO if zh else DO)[action])
-        return "command", self.loosen(form.replace("{n}", name).replace("{v}", said), zh), command(name, action, value)
+        at, form = form.index("{n}"), form.replace("{n}", name)
+        about = About(name, action, number, at, form.find("{v}"))
+        return "command", self.loosen(form.replace("{v}", said), zh), command(name, action, value), about
 
     def talk(self, zh):
         asks, answer = self.r.choice(ZH_SMALL_TALK if zh else SMALL_TALK)
-        return "greeting", self.r.choice(asks), answer
+        return "greeting", self.r.choice(asks), answer, None
 
     def turn(self, facts, zh):
         x = self.r.random()
@@ -343,7 +363,7 @@ class Grammar:
         return "\n".join(lines)
 
     def document(self, max_lines=8, turns=None):
-        """A chat as a list of (role, text, kind of answer)."""
+        """A chat as a list of (role, text, kind of answer, what it is about: facts for readings, `About` for an answer)."""
         r = self.r
         zh = r.random() < self.zh
         n = 0 if r.random() < 0.06 else r.randint(1, max_lines)
@@ -352,12 +372,16 @@ class Grammar:
         out = []
         inline = facts and r.random() < 0.08  # readings pasted above the question instead of the system message
         if facts and not inline or not facts and r.random() < 0.4:
-            out.append(("system", self.system(facts, zh), None))
+            out.append(("system", self.system(facts, zh), None, facts))
         for i in range(turns):
-            kind, ask, answer = self.turn(facts, zh)
-            if inline and i == 0:
-                ask = "\n".join([self.line(f, zh) for f in facts] + [ask])
-            out += [("user", ask, None), ("assistant", answer, kind)]
+            kind, ask, answer, about = self.turn(facts, zh)
+            pasted = inline and i == 0
+            if pasted:
+                lines = "".join(self.line(f, zh) + "\n" for f in facts)
+                ask = lines + ask
+                if about:
+                    about = about._replace(at=about.at + len(lines), said=about.said + len(lines))
+            out += [("user", ask, None, facts if pasted else []), ("assistant", answer, kind, about)]
         return out
 
     def plain(self, max_lines=5):
@@ -370,6 +394,6 @@ class Grammar:
 if __name__ == "__main__":
     g = Grammar(1)
     for _ in range(12):
-        for role, text, kind in g.document(turns=5):
+        for role, text, kind, _ in g.document(turns=5):
             print(f"{role:9} {kind or '':8} {text!r}")
         print()

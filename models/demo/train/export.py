@@ -143,6 +143,7 @@ def main():
     a = argparse.ArgumentParser(description=__doc__)
     a.add_argument("checkpoint", type=Path)
     a.add_argument("out", type=Path)
+    a.add_argument("--half", type=Path, help="also write the checkpoint's weights here in half precision, to start from or to compare")
     a = a.parse_args()
     here = Path(__file__).resolve().parent
     a.out.mkdir(parents=True, exist_ok=True)
@@ -158,6 +159,8 @@ def main():
     if schema != a.out / "command.schema.json":
         (a.out / "command.schema.json").write_bytes(schema.read_bytes())
     write_manifest(a.out)
+    if a.half:
+        np.savez(a.half, step=z["step"], seconds=z["seconds"], tokens=z["tokens"], **{f"p/{k}": v.astype(np.float16) for k, v in p.items()})
     print(f"step {int(z['step'])}: {len(data)} bytes of weights in {a.out}")
 
 

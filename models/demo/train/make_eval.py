@@ -26,15 +26,15 @@ def cases(seed=SEED, shares=SHARES):
     g, left, seen = Grammar(seed, held=True), {(k, l): n // 2 for k, n in shares.items() for l in ("en", "zh")}, set()
     while any(left.values()):
         doc = g.document(turns=1)
-        answer, kind = doc[-1][1:]
-        zh = any("\u4e00" <= c <= "\u9fff" for c in "".join(t for _, t, _ in doc[:-1]))
+        answer, kind = doc[-1][1:3]
+        zh = any("\u4e00" <= c <= "\u9fff" for c in "".join(m[1] for m in doc[:-1]))
         language = "zh" if zh else "en"
-        key = tuple(t for _, t, _ in doc)
+        key = tuple(m[1] for m in doc)
         if not left[kind, language] or key in seen:
             continue
         left[kind, language] -= 1
         seen.add(key)
-        row = {"lang": language, "kind": kind, "messages": [{"role": r, "content": t} for r, t, _ in doc[:-1]], "expected": answer}
+        row = {"lang": language, "kind": kind, "messages": [{"role": r, "content": t} for r, t, *_ in doc[:-1]], "expected": answer}
         if kind == "reading":
             row["near"] = near_double(row["messages"], answer, zh)
         yield row

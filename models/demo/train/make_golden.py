@@ -31,7 +31,7 @@ def messages():
         yield [{"role": r, "content": t} for r, t in turns]
     g = Grammar(31337, held=True)
     for _ in range(12):
-        yield [{"role": r, "content": t} for r, t, _ in g.document(turns=2)[:-1]]
+        yield [{"role": r, "content": t} for r, t, *_ in g.document(turns=2)[:-1]]
 
 
 def main():

@@ -6,6 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 SIZES = dict(vocab=0, hidden=128, layers=5, heads=4, kv_heads=2, head=64, ffn=384, theta=500000.0, eps=1e-5)
+# Which (layer, head) is shown where to look while it learns, see Guide in data.py. The heads of one purpose do the same twice.
+GUIDED = {"gather": ((1, 0), (1, 2)), "look": ((3, 0), (4, 0)), "know": ((3, 1), (4, 1)), "copy": ((3, 2), (4, 2))}
+WATCH = tuple(head for heads in GUIDED.values() for head in heads)
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -62,6 +65,7 @@ def plant(cfg, p, rng):
     see = orthonormal(m)  # what of a token is compared and copied
     back = [orthonormal(m), orthonormal(m)]  # where layer 0 writes the token one and two places back
     turn = np.linalg.qr(rng.standard_normal((m, m)))[0]
+    every = np.pad(np.linalg.qr(rng.standard_normal((d - 1, d - 1)))[0], ((0, 2 * hd - d + 1), (0, 1)))
     fast = np.arange(8)
     for h, distance in enumerate((1, 2)):  # both share the first key/value head
         w = np.zeros(hd)
@@ -82,7 +86,10 @@ def plant(cfg, p, rng):
         for g in range(cfg["kv_heads"]):
             put(p[f"{i}.k"], g, gain * keys[g])
             v = np.zeros((hd, d))
-            v[dims] = see
+            if i < 3:
+                v[dims] = see
+            else:  # these write the answer: one layer copies one half of a token's coordinates, the next layer the other
+                v[:] = every[i % 2 * hd:][:hd]
             p[f"{i}.v"][g * hd:(g + 1) * hd] = v + 0.3 * p[f"{i}.v"][g * hd:(g + 1) * hd]
             for h in range(g * group, (g + 1) * group):
                 if h % group == 1 and i != 2:
@@ -97,8 +104,11 @@ def rms(x, w, eps):
     return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps) * w
 
 
-def forward(cfg, p, tokens, segments, dtype=jnp.bfloat16):
-    """Hidden states [rows, length, hidden] after the last norm; tokens see only earlier ones of their own segment."""
+def forward(cfg, p, tokens, segments, dtype=jnp.bfloat16, watch=()):
+    """Hidden states [rows, length, hidden] after the last norm; tokens see only earlier ones of their own segment.
+
+    -> hidden, and for each (layer, head) of `watch` the logarithm of its attention [rows, from, to].
+    """
     b, t = tokens.shape
     nh, nk, hd = cfg["heads"], cfg["kv_heads"], cfg["head"]
     angle = jnp.outer(jnp.arange(t), jnp.asarray(frequencies(cfg)))
@@ -115,7 +125,7 @@ def forward(cfg, p, tokens, segments, dtype=jnp.bfloat16):
         a, c = jnp.split(x.astype(jnp.float32), 2, -1)
         return jnp.concatenate([a * cos - c * sin, c * cos + a * sin], -1).astype(dtype)
 
-    x = p["embed"][tokens]
+    x, watched = p["embed"][tokens], {}
     for i in range(cfg["layers"]):
         h = rms(x, p[f"{i}.attn_norm"], cfg["eps"])
         q = rotate(linear(h, p[f"{i}.q"]).reshape(b, t, nh, hd) * hd ** -0.5)
@@ -124,12 +134,15 @@ def forward(cfg, p, tokens, segments, dtype=jnp.bfloat16):
         # The query heads of one key/value head stand under each other: fewer, larger products.
         q = q.transpose(0, 2, 1, 3).reshape(b, nk, (nh // nk) * t, hd)
         score = jnp.einsum("bgxh,bgsh->bgxs", q, k).astype(jnp.float32) + bias
+        for h in (h for layer, h in watch if layer == i):
+            r = h % (nh // nk) * t
+            watched[i, h] = jax.nn.log_softmax(score[:, h // (nh // nk), r:r + t], -1)
         mix = jnp.einsum("bgxs,bgsh->bgxh", jax.nn.softmax(score, -1).astype(dtype), v)
         mix = mix.reshape(b, nh, t, hd).transpose(0, 2, 1, 3)
         x = x + linear(mix.reshape(b, t, nh * hd), p[f"{i}.o"])
         h = rms(x, p[f"{i}.ffn_norm"], cfg["eps"])
         x = x + linear(jax.nn.silu(linear(h, p[f"{i}.gate"])) * linear(h, p[f"{i}.up"]), p[f"{i}.down"])
-    return rms(x, p["norm"], cfg["eps"])
+    return rms(x, p["norm"], cfg["eps"]), watched
 
 
 def logits_at(p, hidden, dtype=jnp.bfloat16):

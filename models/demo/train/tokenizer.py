@@ -80,6 +80,9 @@ def make(seed=7):
     names = collections.Counter(words.WORDS + words.ADJECTIVES)
     names.update(g.pseudo() for _ in range(len(names) // 2))
     learn(dict(sorted(names.items())), merges, own + NAME_MERGES, 2)
+    # Two digits are one token. With a token for each digit the model had to keep to the right line through up to six
+    # copies, and mixed the digits of two readings ("56" and "14" became "16").
+    merges += [(a, b) for a in "0123456789" for b in "0123456789"]
     ranks = {m: i for i, m in enumerate(merges)}
 
     def pieces(text):

@@ -14,24 +14,31 @@ import numpy as np
 
 import model
 import tokenizer
-from data import Packer
+from data import Guide, Packer
 
 HERE = Path(__file__).resolve().parent
 SHAPES = {128: (32, 64), 256: (16, 128), 512: (8, 240)}  # row length: rows a step, places a row
 CHUNK = 64  # steps whose rows are made at once
-STAGES = (16, 40, 72, 80)  # the chunks from which the text is harder, see Packer.rows
+# Shares of the run: where the text grows harder (see STAGES in data.py), where the rate begins to fall to zero, and from where to where the
+# guide fades. It stays on a little, so that what it taught is not given up for a last bit of loss.
+HARDER, DECAY, FADE, LEAST_GUIDE = (0.1, 0.45), 0.45, (0.4, 0.8), 0.2
 CHECK_LENGTH = 128
 
 
-def shape_of(chunk):
-    """Mostly short rows, which are cheapest; a few long ones, so that all 512 positions are known."""
-    return 512 if chunk % 16 == 15 else 256 if chunk % 4 == 2 else 128
+def stage_of(chunk, steps):
+    return sum(chunk * CHUNK >= share * steps for share in HARDER)
 
 
-def make_chunk(tokenizer_file, seed, chunk):
-    length = shape_of(chunk)
+def shape_of(chunk, stage):
+    """Long rows for the many look-ups at first, then mostly short ones, which are cheapest; a few of 512, so that all positions are known."""
+    return 512 if chunk % 16 == 15 else 256 if stage == 0 or chunk % 4 == 2 else 128
+
+
+def make_chunk(tokenizer_file, seed, chunk, steps):
+    stage = stage_of(chunk, steps)
+    length = shape_of(chunk, stage)
     rows, places = SHAPES[length]
-    return Packer(tokenizer_file).rows(seed * 1_000_003 + chunk, CHUNK * rows, length, places, sum(chunk >= c for c in STAGES))
+    return Packer(tokenizer_file).rows(seed * 1_000_003 + chunk, CHUNK * rows, length, places, stage)
 
 
 def orthogonalize(g):
@@ -66,21 +73,42 @@ def update(params, grads, state, step, lr):
     return new, moved, norm
 
 
-def loss_of(cfg, params, batch, dtype):
-    tokens, segments, index, target, weight = batch
-    hidden = model.forward(cfg, params, tokens.astype(jnp.int32), segments, dtype)
+def guide_losses(watched, group, guide):
+    """How far the guided heads look from where they should, per purpose: mean cross entropy less the target's own entropy."""
+    out = {}
+    for purpose, heads in model.GUIDED.items():
+        to = guide[purpose].astype(jnp.int32)
+        if purpose == "gather":
+            valid = to > 0
+            members = ((to[:, :, None] == group[:, None, :]) & valid[:, :, None]).astype(jnp.float32)
+            members /= jnp.maximum(members.sum(-1, keepdims=True), 1)
+            rows = [jnp.sum(members * (jnp.log(members + 1e-9) - watched[h]), -1) for h in heads]
+        else:
+            valid = to >= 0
+            rows = [-jnp.take_along_axis(watched[h], jnp.maximum(to, 0)[:, :, None], -1)[..., 0] for h in heads]
+        out[purpose] = sum(jnp.sum(jnp.where(valid, x, 0)) for x in rows) / (len(heads) * jnp.maximum(valid.sum(), 1))
+    return out
+
+
+def loss_of(cfg, params, batch, dtype, strength):
+    tokens, segments, index, target, weight, group, *guide = batch
+    hidden, watched = model.forward(cfg, params, tokens.astype(jnp.int32), segments, dtype, model.WATCH)
     hidden = jnp.take_along_axis(hidden, index.astype(jnp.int32)[:, :, None], 1)
     logits = model.logits_at(params, hidden, dtype)
     picked = jnp.take_along_axis(logits, target.astype(jnp.int32)[:, :, None], -1)[..., 0]
-    return jnp.sum((jax.nn.logsumexp(logits, -1) - picked) * weight) / jnp.sum(weight)
+    loss = jnp.sum((jax.nn.logsumexp(logits, -1) - picked) * weight) / jnp.sum(weight)
+    guides = guide_losses(watched, group, dict(zip(Guide.NAMES[1:], guide, strict=True)))
+    return loss + strength * sum(guides.values()), (loss, guides)
 
 
 def rate(a, step):
-    """Warm up, stay, then fall linearly to zero from --decay-from over --decay-steps."""
-    lr = a.lr * min(1.0, (step + 1) / 100)
-    if a.decay_from is not None and step >= a.decay_from:
-        lr *= max(0.0, 1 - (step - a.decay_from) / a.decay_steps)
-    return lr
+    """Warm up, stay, then fall linearly to zero."""
+    return a.lr * min(1.0, (step + 1) / 100, (a.steps - step) / (a.steps * (1 - DECAY)))
+
+
+def guide_strength(a, step):
+    done = (step / a.steps - FADE[0]) / (FADE[1] - FADE[0])
+    return a.guide * (1 - min(max(done, 0.0), 1.0) * (1 - LEAST_GUIDE))
 
 
 def save(path, params, state, step, seconds, tokens):
@@ -106,14 +134,17 @@ def load(path):
 
 
 def check(predict, params, sets):
-    """Share of answers of which every token is the likeliest: just what greedy generation would get right."""
+    """Share of answers of which every token is the likeliest: just what greedy generation would get right; and of looks at the right place."""
     out = {}
-    for label, (tokens, segments, spans) in sets.items():
-        right, first = collections.defaultdict(list), []
-        got = np.concatenate([np.asarray(predict(params, tokens[i:i + 32], segments[i:i + 32])) for i in range(0, len(tokens), 32)])
-        for row, start, end, kind, language in spans:
-            right[kind, language].append(bool((got[row, start - 1:end - 1] == tokens[row, start:end]).all()))
-        out[label] = {f"{k}/{l}": round(float(np.mean(v)), 3) for (k, l), v in sorted(right.items())}
+    for label, (tokens, segments, look, spans) in sets.items():
+        right = collections.defaultdict(list)
+        parts = [predict(params, tokens[i:i + 32], segments[i:i + 32]) for i in range(0, len(tokens), 32)]
+        got, *looks = (np.concatenate(x) for x in zip(*parts))
+        for row, start, end, labels in spans:
+            for name in labels:
+                right[name].append(bool((got[row, start - 1:end - 1] == tokens[row, start:end]).all()))
+        out[label] = {k: round(float(np.mean(v)), 3) for k, v in sorted(right.items())}
+        out[label]["look"] = [round(float((x == look)[look >= 0].mean()), 3) for x in looks]
     return out
 
 
@@ -121,10 +152,9 @@ def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--run", type=Path, default=HERE.parent / "run")
     p.add_argument("--seed", type=int, default=20)
-    p.add_argument("--steps", type=int, default=10 ** 9, help="stop after this step")
-    p.add_argument("--decay-from", type=int)
-    p.add_argument("--decay-steps", type=int, default=2000)
+    p.add_argument("--steps", type=int, default=4300, help="length of the whole run, to which its stages and the decay are fitted")
     p.add_argument("--lr", type=float, default=0.008)
+    p.add_argument("--guide", type=float, default=0.5, help="weight of the guided heads' loss at first")
     p.add_argument("--check-every", type=int, default=300)
     p.add_argument("--save-every", type=int, default=200)
     p.add_argument("--plain-start", action="store_true", help="ordinary random starting weights")
@@ -144,16 +174,17 @@ def main():
         state, step, seconds, seen = rest(params), 0, 0.0, 0
 
     @jax.jit
-    def train_step(params, state, batch, step, lr):
-        loss, grads = jax.value_and_grad(lambda q: loss_of(cfg, q, batch, dtype))(params)
+    def train_step(params, state, batch, step, lr, strength):
+        (_, losses), grads = jax.value_and_grad(lambda q: loss_of(cfg, q, batch, dtype, strength), has_aux=True)(params)
         params, state, norm = update(params, grads, state, step, lr)
-        return params, state, loss, norm
+        return params, state, losses, norm
 
     @jax.jit
     def predict(params, tokens, segments):
-        return jnp.argmax(model.logits_at(params, model.forward(cfg, params, tokens.astype(jnp.int32), segments, dtype), dtype), -1)
+        hidden, watched = model.forward(cfg, params, tokens.astype(jnp.int32), segments, dtype, model.GUIDED["look"])
+        return jnp.argmax(model.logits_at(params, hidden, dtype), -1), *(jnp.argmax(x, -1) for x in watched.values())
 
-    sets = {"unseen": packer.check_set(991, 320, CHECK_LENGTH, True), "seen": packer.check_set(992, 96, CHECK_LENGTH, False)}
+    sets = {"unseen": packer.check_set(991, 480, CHECK_LENGTH, True), "seen": packer.check_set(992, 96, CHECK_LENGTH, False)}
     log = open(a.run / "log.jsonl", "a", buffering=1)
 
     def note(**what):
@@ -164,28 +195,30 @@ def main():
     note(start=step, parameters=sum(int(v.size) for v in params.values()), args={k: str(v) for k, v in vars(a).items()})
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         chunk = step // CHUNK
-        ahead = pool.submit(make_chunk, words, a.seed, chunk)
-        losses, clock, last = [], time.time(), time.time()
+        ahead = pool.submit(make_chunk, words, a.seed, chunk, a.steps)
+        losses, last = [], time.time()
         while step < a.steps:
             rows = ahead.result()
-            ahead = pool.submit(make_chunk, words, a.seed, chunk + 1)
-            per = SHAPES[shape_of(chunk)][0]
+            ahead = pool.submit(make_chunk, words, a.seed, chunk + 1, a.steps)
+            per = SHAPES[rows[0].shape[1]][0]
             while step < min(a.steps, (chunk + 1) * CHUNK):
                 i = (step % CHUNK) * per
                 batch = tuple(x[i:i + per] for x in rows)
-                params, state, loss, norm = train_step(params, state, batch, step, rate(a, step))
-                losses.append(float(loss))
+                params, state, loss, norm = train_step(params, state, batch, step, rate(a, step), guide_strength(a, step))
+                losses.append([float(loss[0]), *map(float, loss[1].values())])
                 seen += batch[0].size
                 step += 1
                 if step % 100 == 0:
                     now = time.time()
                     seconds, last = seconds + now - last, now
-                    note(step=step, loss=round(float(np.mean(losses)), 4), norm=round(float(norm), 2), tokens=seen, seconds=round(seconds), lr=rate(a, step))
+                    names = ("loss", *model.GUIDED)
+                    note(step=step, **dict(zip(names, np.mean(losses, 0).round(4).tolist(), strict=True)), norm=round(float(norm), 2), tokens=seen,
+                         seconds=round(seconds), lr=round(rate(a, step), 6))
                     losses = []
                 if step % a.save_every == 0 or step == a.steps:
                     save(point, params, state, step, seconds, seen)
                 if step % a.check_every == 0 or step == a.steps:
-                    note(step=step, minutes=round((time.time() - clock) / 60, 1), **check(predict, params, sets))
+                    note(step=step, **check(predict, params, sets))
             chunk += 1
 
 

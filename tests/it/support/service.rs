@@ -21,19 +21,35 @@ pub(crate) struct Plan {
     pub(crate) model: PathBuf,
     /// libonnxruntime.
     pub(crate) library: PathBuf,
+    /// `state.durability`, where it is set.
+    pub(crate) durability: Option<&'static str>,
     /// Lines of TOML behind the usual ones (`[mqtt]` …).
     pub(crate) more: String,
+    /// Lines of `[socket]` behind the paths.
+    pub(crate) socket: String,
 }
 
 impl Plan {
     /// The demo model and the fetched library.
     pub(crate) fn demo() -> Self {
-        Plan { model: super::demo_model(), library: super::library(), more: String::new() }
+        Plan {
+            model: super::demo_model(),
+            library: super::library(),
+            durability: None,
+            more: String::new(),
+            socket: String::new(),
+        }
     }
 
     /// Another model folder.
     pub(crate) fn of_model(model: &Path) -> Self {
         Plan { model: model.to_owned(), ..Plan::demo() }
+    }
+
+    /// More of `[socket]`.
+    pub(crate) fn with_socket(mut self, toml: &str) -> Self {
+        self.socket.push_str(toml);
+        self
     }
 
     /// More configuration.
@@ -55,12 +71,14 @@ impl Service {
     pub(crate) fn start_in(folder: tempfile::TempDir, plan: &Plan) -> Self {
         let place = folder.path();
         let config = format!(
-            "[model]\npath = {:?}\n[runtime]\nlibrary = {:?}\n[socket]\npath = {:?}\nlines_path = {:?}\n[state]\ndir = {:?}\n{}",
+            "[model]\npath = {:?}\n[runtime]\nlibrary = {:?}\n[socket]\npath = {:?}\nlines_path = {:?}\n{}[state]\ndir = {:?}\n{}{}",
             plan.model,
             plan.library,
             place.join("http.sock"),
             place.join("lines.sock"),
+            plan.socket,
             place.join("state"),
+            plan.durability.map(|word| format!("durability = {word:?}\n")).unwrap_or_default(),
             plan.more,
         );
         std::fs::write(place.join("promptd.toml"), config).unwrap();

@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Real clients against promptd on its Unix socket: Python openai (newest, and an older 1.x), Python ollama, Node openai.
+
+Installs them into a folder of its own, each in an environment of its own, and says what each of them saw."""
+import argparse
+import pathlib
+import shutil
+import subprocess
+import sys
+import venv
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+# Name, packages, script.
+PYTHON = [
+    ("openai-newest", ["openai"], "openai_client.py"),
+    ("openai-1", ["openai==1.54.0", "httpx==0.27.2"], "openai_client.py"),
+    ("ollama", ["ollama"], "ollama_client.py"),
+]
+
+
+def run(name, command, **more):
+    print(f"== {name}", flush=True)
+    return subprocess.run(command, **more).returncode == 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--socket", required=True)
+    parser.add_argument("--into", required=True, type=pathlib.Path)
+    args = parser.parse_args()
+    failed = []
+    for name, packages, script in PYTHON:
+        place = args.into / name
+        python = place / "bin" / "python"
+        if not python.exists():
+            venv.create(place, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        if not run(name, [python, HERE / script, args.socket]):
+            failed.append(name)
+    if shutil.which("npm"):
+        place = args.into / "node"
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(HERE / "openai_client.mjs", place)
+        npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", place, "openai@6", "undici@7"]
+        subprocess.run(npm, check=True)
+        if not run("node openai", ["node", place / "openai_client.mjs", args.socket]):
+            failed.append("node openai")
+    else:
+        print("== node openai: there is no npm, not run")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+    print("All clients are content.")
+
+
+main()

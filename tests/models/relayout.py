@@ -1,0 +1,190 @@
+"""Writes small trained models in the other layouts that promptd reads, and a damaged or foreign one where a refusal is tested.
+
+    relayout.py GENAI_FOLDER PLAIN_FOLDER OUT
+
+GENAI_FOLDER is an onnxruntime-genai folder with GroupQueryAttention, PLAIN_FOLDER an Optimum-like one without contrib
+operators, both of the same model. OUT gets a folder for each layout. Values are kept, so the answers have to be the same.
+"""
+import copy
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+
+def load(folder):
+    return onnx.load(folder / "model.onnx")
+
+
+def write(model, folder, name, data, source):
+    """The graph under `name` with its weights in `data` beside it, and the source's other files."""
+    folder.mkdir(parents=True)
+    target = folder / name
+    target.parent.mkdir(exist_ok=True)
+    onnx.save(model, target, save_as_external_data=True, all_tensors_to_one_file=True, location=data, size_threshold=512)
+    for file in source.iterdir():
+        if file.suffix in (".json", ".jinja") and file.name != "genai_config.json":
+            shutil.copy(file, folder / file.name)
+
+
+def rename(graph, names):
+    for port in [*graph.input, *graph.output]:
+        port.name = names.get(port.name, port.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+
+
+def renamed(genai, out):
+    """Every name of the graph comes from genai_config.json."""
+    model = load(genai)
+    config = json.loads((genai / "genai_config.json").read_text())
+    decoder = config["model"]["decoder"]
+    layers = decoder["num_hidden_layers"]
+    names = {"input_ids": "tokens", "attention_mask": "mask", "logits": "scores"}
+    for layer in range(layers):
+        for part in ("key", "value"):
+            names[f"past_key_values.{layer}.{part}"] = f"{part}_{layer}_in"
+            names[f"present.{layer}.{part}"] = f"{part}_{layer}_out"
+    rename(model.graph, names)
+    write(model, out, "decoder.onnx", "weights.bin", genai)
+    decoder["filename"] = "decoder.onnx"
+    decoder["inputs"].update(input_ids="tokens", attention_mask="mask", past_key_names="key_%d_in", past_value_names="value_%d_in")
+    decoder["outputs"].update(logits="scores", present_key_names="key_%d_out", present_value_names="value_%d_out")
+    (out / "genai_config.json").write_text(json.dumps(config))
+
+
+def not_shared(genai, out):
+    """past_present_share_buffer is false."""
+    shutil.copytree(genai, out)
+    path = out / "genai_config.json"
+    config = json.loads(path.read_text())
+    config["search"]["past_present_share_buffer"] = False
+    path.chmod(0o644)
+    path.write_text(json.dumps(config))
+
+
+def pruned(genai, out):
+    """Logits of the last token only, as the builder's `prune_lm_head` makes them."""
+    model = load(genai)
+    graph = model.graph
+    last = next(node for node in graph.node if "logits" in node.output)
+    graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "prune_at"))
+    gather = helper.make_node("Gather", [last.input[0], "prune_at"], ["pruned_hidden"], axis=1)
+    graph.node.insert(list(graph.node).index(last), gather)
+    last.input[0] = "pruned_hidden"
+    graph.output[0].type.tensor_type.shape.dim[1].ClearField("dim_param")
+    graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
+    write(model, out, "model.onnx", "model.onnx.data", genai)
+    shutil.copy(genai / "genai_config.json", out)
+
+
+def transformers_js(plain, out):
+    """Several precisions in onnx/; the four-bit one (here the same weights) must be taken."""
+    write(load(plain), out, "onnx/model_q4.onnx", "model_q4.onnx_data", plain)
+    onnx.save(load(plain), out / "onnx" / "model.onnx", save_as_external_data=True, location="model.onnx_data", size_threshold=512)
+    (out / "onnx" / "model_fp16.onnx").write_bytes(b"nobody opens this one")
+
+
+def logits_to_keep(plain, out):
+    """Newer exports ask of how many tokens logits are wanted."""
+    model = load(plain)
+    graph = model.graph
+    last = next(node for node in graph.node if "logits" in node.output)
+    for name, value in (("keep_zero", 0), ("keep_axis", 1), ("keep_end", 2**62)):
+        graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+    graph.input.append(helper.make_tensor_value_info("num_logits_to_keep", TensorProto.INT64, []))
+    cut = [
+        helper.make_node("Neg", ["num_logits_to_keep"], ["keep_from_scalar"]),
+        helper.make_node("Unsqueeze", ["keep_from_scalar", "keep_zero"], ["keep_from"]),
+        helper.make_node("Slice", [last.input[0], "keep_from", "keep_end", "keep_axis"], ["kept_hidden"]),
+    ]
+    at = list(graph.node).index(last)
+    for node in reversed(cut):
+        graph.node.insert(at, node)
+    last.input[0] = "kept_hidden"
+    graph.output[0].type.tensor_type.shape.dim[1].dim_param = "num_logits"
+    write(model, out, "onnx/model.onnx", "model.onnx_data", plain)
+
+
+def merged(plain, out):
+    """Optimum's legacy decoder_model_merged: an If over use_cache_branch, whose first branch looks at no past."""
+    model = load(plain)
+    graph = model.graph
+    weights = list(graph.initializer)
+    outputs = [port.name for port in graph.output]
+
+    def branch(name, with_past):
+        sub = onnx.GraphProto(name=name)
+        names = {}
+        for node in graph.node:
+            new = copy.deepcopy(node)
+            new.name = f"{name}/{node.name}"
+            new.input[:] = [names.get(i, i) for i in node.input]
+            for output in node.output:
+                names[output] = f"{name}/{output}" if output else ""
+            new.output[:] = [names[o] for o in node.output]
+            sub.node.append(new)
+        if not with_past:
+            # A past of no tokens, whatever is given.
+            for port in graph.input:
+                if port.name.startswith("past_key_values"):
+                    dims = [d.dim_value for d in port.type.tensor_type.shape.dim]
+                    shape = np.zeros((1, dims[1], 0, dims[3]), np.float32)
+                    sub.initializer.append(numpy_helper.from_array(shape, f"{name}/{port.name}"))
+                    for node in sub.node:
+                        node.input[:] = [f"{name}/{port.name}" if i == port.name else i for i in node.input]
+        for port in graph.output:
+            new = copy.deepcopy(port)
+            new.name = names[port.name]
+            sub.output.append(new)
+        return sub
+
+    choice = helper.make_node("If", ["use_cache_flag"], outputs, then_branch=branch("then", True), else_branch=branch("else", False))
+    flag = helper.make_node("Squeeze", ["use_cache_branch"], ["use_cache_flag"])
+    del graph.node[:]
+    graph.node.extend([flag, choice])
+    graph.input.append(helper.make_tensor_value_info("use_cache_branch", TensorProto.BOOL, [1]))
+    assert list(graph.initializer) == weights
+    write(model, out, "onnx/decoder_model_merged.onnx", "decoder_model_merged.onnx_data", plain)
+
+
+def foreign(plain, out):
+    """Graphs of other kinds; each must be refused by name."""
+    def one(name, change):
+        model = load(plain)
+        change(model.graph)
+        write(model, out / name, "model.onnx", "model.onnx_data", plain)
+
+    def input_named(name):
+        return lambda graph: graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["a", "b"]))
+
+    def node_of(operator, domain):
+        return lambda graph: graph.node.append(helper.make_node(operator, ["input_ids"], ["extra"], domain=domain))
+
+    one("encoder-decoder", input_named("encoder_hidden_states"))
+    one("vision", input_named("pixel_values"))
+    one("paged", input_named("block_table"))
+    one("mixture-of-experts", node_of("QMoE", "com.microsoft"))
+    one("custom-operator", node_of("Magic", "com.example"))
+
+
+def main():
+    genai, plain, out = map(Path, sys.argv[1:4])
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    renamed(genai, out / "genai-renamed")
+    not_shared(genai, out / "genai-not-shared")
+    pruned(genai, out / "genai-pruned")
+    transformers_js(plain, out / "transformers-js")
+    logits_to_keep(plain, out / "logits-to-keep")
+    merged(plain, out / "optimum-merged")
+    foreign(plain, out / "foreign")
+
+
+if __name__ == "__main__":
+    main()
