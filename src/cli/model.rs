@@ -85,9 +85,9 @@ fn check(args: &Check, world: &mut World<'_>) -> Done {
         bytes(model.bytes),
         model.cache,
         if model.shares_buffer {
-            ", several prompts in one step"
+            ", past and present in one buffer"
         } else {
-            ", one prompt in a step"
+            ", copied in each step"
         },
     );
     if !variants.is_empty() {

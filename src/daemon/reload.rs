@@ -13,7 +13,7 @@ use super::{DaemonError, Reread, Surroundings};
 use crate::engine::frames::{LoadRequest, VERSION};
 use crate::identity::Access;
 use crate::request::Refusal;
-use crate::scheduler::{self, Scheduler};
+use crate::scheduler::{self, PinnedProfile, Scheduler};
 use crate::session;
 use crate::settings::{self, Settings};
 use crate::wire;
@@ -155,7 +155,17 @@ pub(super) fn scheduler_config(settings: &Settings) -> scheduler::Config {
             expires: seconds(settings.sessions.expire_seconds),
             overflow: settings.sessions.overflow,
         },
+        pinned: pinned(settings),
     }
+}
+
+/// The system messages that stay in the model's cache: those of all profiles.
+fn pinned(settings: &Settings) -> Vec<PinnedProfile> {
+    let profiles = settings.profiles.iter().filter_map(|(name, profile)| {
+        let goes_on = !profile.context_topics.is_empty();
+        Some(PinnedProfile { profile: name.clone(), system: profile.system.clone()?, goes_on })
+    });
+    profiles.collect()
 }
 
 /// The library as the settings, the environment or the search path name it. Where none is found the engine is given the

@@ -8,9 +8,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use super::frames::{CheckedPrompt, LoadRequest, LoadStage, ModelInfo};
-use super::process::{self, Checker, Ended, Farewell, Loaded, Model};
+use super::process::{self, Checker, Ended, Farewell, Interrupter, Loaded, Model, Start};
 use crate::inference::{self, Prepared, Preparer, Runner, Stage, StepError};
-use crate::request::{Event, PromptId, Refusal, Request};
+use crate::request::{CacheKey, Event, Pinned, PromptId, Refusal, Request};
 
 /// How much sooner than others the kernel shall kill the engine when memory is short (-1000 to 1000). The engine holds
 /// nearly all of it and can be started again without losing a prompt; the service and the board's other programs cannot.
@@ -123,20 +123,27 @@ impl Checker for Preparer {
         };
         Ok((prepared, checked))
     }
+
+    fn beginning(&self, pinned: &Pinned) -> Vec<u32> {
+        Preparer::beginning(self, pinned)
+    }
 }
 
 impl Model for Runner {
     type Checker = Preparer;
     type Error = StepError;
 
-    fn start(
-        &mut self,
-        id: PromptId,
-        prepared: Prepared,
-        seed: u64,
-        resume: &[u32],
-    ) -> Result<(), Refusal> {
-        Runner::start(self, id, prepared, seed, resume)
+    fn start(&mut self, start: Start<'_, Prepared>) -> Result<(), Refusal> {
+        let Start { id, prepared, seed, resume, reuse } = start;
+        Runner::start(self, inference::Start { id, prepared, seed, resume, reuse })
+    }
+
+    fn pin(&mut self, beginnings: Vec<(CacheKey, Vec<u32>)>) {
+        Runner::pin(self, beginnings);
+    }
+
+    fn interrupter(&self) -> Interrupter {
+        Box::new(Runner::interrupter(self))
     }
 
     fn cancel(&mut self, id: PromptId) {

@@ -6,10 +6,10 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::request::{CallStyle, Event, PromptId, Refusal, Request};
+use crate::request::{CallStyle, Event, Pinned, PromptId, Refusal, Request, Reuse};
 
 /// Raised whenever a type in this file, or one it contains, changes.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The largest frame either side accepts. The largest honest one is a request: its payload is bounded by the doors
 /// (1 MiB by default, 16 MiB at most), and everything else in it is small.
@@ -39,7 +39,11 @@ pub enum ToEngine {
         /// Tokens of the answer that were already delivered before the last engine died: they are taken as chosen,
         /// no event repeats them, and the answer goes on behind them.
         resume: Vec<u32>,
+        /// Which rows of the KV cache it may start behind.
+        reuse: Reuse,
     },
+    /// Keep the beginnings of these profiles' prompts in the KV cache, and of no others. Done when there is time.
+    Pin(Vec<Pinned>),
     /// Stop this prompt at the next token or chunk. No further event of it comes; the slot is free at once for the
     /// service's count. Unknown numbers are ignored: the answer may just have ended.
     Cancel {

@@ -205,7 +205,7 @@ impl Life {
                 ToEngine::Start { id, .. } => {
                     Some(FromEngine::Event { id: *id, event: Event::Failed(refusal) })
                 }
-                ToEngine::Load(_) | ToEngine::Cancel { .. } => None,
+                ToEngine::Load(_) | ToEngine::Cancel { .. } | ToEngine::Pin(_) => None,
             }
         })?;
         if self.work.prompts.is_empty() {
@@ -235,7 +235,8 @@ impl Work {
 
     fn take(&mut self, order: &ToEngine) {
         match order {
-            ToEngine::Load(_) => {}
+            // What is pinned is read beside the work, and nobody waits for it.
+            ToEngine::Load(_) | ToEngine::Pin(_) => {}
             ToEngine::Check { check, .. } => {
                 self.checks.insert(*check);
             }

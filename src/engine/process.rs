@@ -20,12 +20,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+pub use super::desk::Interrupter;
 use super::desk::{Desk, Job, Order};
 use super::frames::{
     self, CheckedPrompt, FrameError, FromEngine, LoadRequest, LoadStage, ModelInfo, ToEngine,
 };
 use super::outbox::Outbox;
-use crate::request::{Code, Event, PromptId, Refusal, Request};
+use crate::request::{CacheKey, Code, Event, Pinned, PromptId, Refusal, Request, Reuse};
 
 /// Time between two heartbeats at least: often enough for a watchdog of seconds, seldom enough to cost nothing.
 const HEARTBEAT: Duration = Duration::from_millis(100);
@@ -48,17 +49,17 @@ pub trait Model {
     /// Why a step failed.
     type Error: std::error::Error;
 
-    /// Takes a prompt into a free slot. `resume` are tokens of its answer that are taken as chosen.
+    /// Takes a prompt into a free slot.
     ///
     /// # Errors
     /// Why it cannot be run; the prompt ends with it.
-    fn start(
-        &mut self,
-        id: PromptId,
-        prepared: Prepared<Self>,
-        seed: u64,
-        resume: &[u32],
-    ) -> Result<(), Refusal>;
+    fn start(&mut self, start: Start<'_, Prepared<Self>>) -> Result<(), Refusal>;
+
+    /// Keeps the beginnings of these prompts from now on, and no others.
+    fn pin(&mut self, beginnings: Vec<(CacheKey, Vec<u32>)>);
+
+    /// What ends a step that works for one prompt alone, from another thread; that prompt's cancel follows.
+    fn interrupter(&self) -> Interrupter;
 
     /// Ends a prompt without a further event. Unknown numbers are ignored.
     fn cancel(&mut self, id: PromptId);
@@ -71,6 +72,21 @@ pub trait Model {
     /// # Errors
     /// What leaves the model unusable: the process ends with it.
     fn step(&mut self, emit: &mut dyn FnMut(PromptId, Event)) -> Result<(), Self::Error>;
+}
+
+/// A prompt that a model takes into a free slot. `P` is what preparing a prompt makes.
+#[derive(Debug)]
+pub struct Start<'a, P> {
+    /// Its number.
+    pub id: PromptId,
+    /// What was prepared.
+    pub prepared: P,
+    /// The seed of its choices.
+    pub seed: u64,
+    /// Tokens of its answer that are taken as chosen.
+    pub resume: &'a [u32],
+    /// Which rows of the KV cache it may start behind.
+    pub reuse: Reuse,
 }
 
 /// What a model's checker makes of a request.
@@ -86,6 +102,9 @@ pub trait Checker: Send + 'static {
     /// # Errors
     /// Why it cannot be answered.
     fn prepare(&self, request: &Request) -> Result<(Self::Prepared, CheckedPrompt), Refusal>;
+
+    /// The tokens that all prompts with this system message begin with.
+    fn beginning(&self, pinned: &Pinned) -> Vec<u32>;
 }
 
 /// A loaded model and what the service is told of it.
@@ -236,9 +255,10 @@ fn read_all<P>(mut socket: UnixStream, ask: &SyncSender<LoadRequest>, desk: &Des
                 );
             }
             ToEngine::Check { check, request } => desk.put(Job::Check { check, request }),
-            ToEngine::Start { id, request, seed, resume } => {
-                desk.put(Job::Start { id, request, seed, resume });
+            ToEngine::Start { id, request, seed, resume, reuse } => {
+                desk.put(Job::Start { id, request, seed, resume, reuse });
             }
+            ToEngine::Pin(pinned) => desk.put(Job::Pin(pinned)),
             ToEngine::Cancel { id } => desk.cancel(id),
         }
     }
@@ -314,6 +334,7 @@ impl<P: Send + 'static> Shop<P> {
                 return Some(Ended::LoadFailed);
             }
         };
+        self.desk.interrupt_with(model.interrupter());
         let (desk, outbox) = (Arc::clone(&self.desk), Arc::clone(&self.outbox));
         if let Err(error) =
             spawn("engine-checker", ends, move || prepare_all(&checker, &desk, &outbox))
@@ -333,8 +354,10 @@ impl<P: Send + 'static> Shop<P> {
             for order in orders {
                 match order {
                     Order::Cancel { id } => model.cancel(id),
-                    Order::Start { id, prepared, seed, resume } => {
-                        if let Err(refusal) = model.start(id, prepared, seed, &resume) {
+                    Order::Pin(beginnings) => model.pin(beginnings),
+                    Order::Start { id, prepared, seed, resume, reuse } => {
+                        let start = Start { id, prepared, seed, resume: &resume, reuse };
+                        if let Err(refusal) = model.start(start) {
                             self.outbox
                                 .push(FromEngine::Event { id, event: Event::Failed(refusal) });
                         }
@@ -373,9 +396,16 @@ fn prepare_all<C: Checker>(
                 let result = prepare(checker, &request).map(|(_, checked)| checked);
                 outbox.push(FromEngine::Checked { check, result });
             }
-            Job::Start { id, request, seed, resume } => match prepare(checker, &request) {
+            Job::Pin(pinned) => {
+                let beginning = |pinned: &Pinned| {
+                    let tokens = catch_unwind(AssertUnwindSafe(|| checker.beginning(pinned)));
+                    (pinned.key, tokens.unwrap_or_default())
+                };
+                desk.order(Order::Pin(pinned.iter().map(beginning).collect()));
+            }
+            Job::Start { id, request, seed, resume, reuse } => match prepare(checker, &request) {
                 Ok((prepared, _)) => {
-                    desk.prepared(id, Some(Order::Start { id, prepared, seed, resume }));
+                    desk.prepared(id, Some(Order::Start { id, prepared, seed, resume, reuse }));
                 }
                 Err(refusal) => {
                     if desk.prepared(id, None) {

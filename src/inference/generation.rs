@@ -11,7 +11,9 @@ use super::logprobs;
 use super::sampler::Sampler;
 use super::stop::StopStrings;
 use super::tokenizer::Tokenizer;
-use crate::request::{Code, Event, Finish, FinishReason, Refusal, Timings, TokenLogprob, Usage};
+use crate::request::{
+    Code, Event, Finish, FinishReason, Refusal, Reuse, Timings, TokenLogprob, Usage,
+};
 
 /// What a prompt is generated from.
 pub(super) struct Plan {
@@ -26,6 +28,8 @@ pub(super) struct Plan {
     pub(super) mark: Option<(u32, &'static str)>,
     /// How many alternatives are told of each token; `None` where nothing is.
     pub(super) logprobs: Option<u8>,
+    /// Whose rows of the cache it may start behind.
+    pub(super) reuse: Reuse,
     /// Ends the answer.
     pub(super) eos: Arc<[u32]>,
     pub(super) tokenizer: Arc<Tokenizer>,
@@ -39,6 +43,8 @@ pub(super) struct Generation {
     given: Vec<u32>,
     /// How many of `given` are in the cache.
     read: usize,
+    /// How many tokens of the prompt were in the cache before it was read.
+    reused: usize,
     /// Tokens of the answer.
     answer: Vec<u32>,
     /// Characters of the answer, those that are held back included.
@@ -79,6 +85,7 @@ impl Generation {
             text,
             given,
             read: 0,
+            reused: 0,
             answer: Vec::new(),
             characters: 0,
             untold: Piece::default(),
@@ -109,6 +116,28 @@ impl Generation {
     /// Tokens of this prompt in the cache.
     pub(super) fn cached(&self) -> usize {
         self.read
+    }
+
+    /// All that has to be in the cache before the next choice.
+    pub(super) fn given(&self) -> &[u32] {
+        &self.given
+    }
+
+    /// As much of the prompt as is in the cache, without the answer: what others may start behind.
+    pub(super) fn kept(&self) -> &[u32] {
+        let prompt = self.read.min(self.plan.prompt.len());
+        self.given.get(..prompt).unwrap_or_default()
+    }
+
+    /// Whose rows of the cache it may start behind.
+    pub(super) fn reuse(&self) -> Reuse {
+        self.plan.reuse
+    }
+
+    /// Its first `rows` tokens are in the cache already.
+    pub(super) fn start_behind(&mut self, rows: usize) {
+        self.read = rows;
+        self.reused = rows.min(self.plan.prompt.len());
     }
 
     /// Work on the prompt begins now.
@@ -189,7 +218,11 @@ impl Generation {
         let completion = count(self.answer.len()) + u32::from(self.ended_by_eos);
         Event::Finished(Finish {
             reason: self.end.unwrap_or(FinishReason::Stop),
-            usage: Usage { prompt: count(self.plan.prompt.len()), cached: 0, completion },
+            usage: Usage {
+                prompt: count(self.plan.prompt.len()),
+                cached: count(self.reused),
+                completion,
+            },
             timings: Timings {
                 prefill: first.saturating_duration_since(began),
                 decode: now.saturating_duration_since(first),
@@ -325,6 +358,7 @@ mod tests {
             form: None,
             mark: None,
             logprobs: None,
+            reuse: Reuse::default(),
             eos: vec![2].into(),
             tokenizer: Arc::new(tiny()),
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::memory::field;
-use super::{Config, LoadError, load};
-use crate::request::{Constraint, Input, PromptId, Request, Sampling};
+use super::{Config, LoadError, Start, load};
+use crate::request::{CacheKey, Constraint, Input, PromptId, Request, Reuse, Sampling};
 
 /// What a loaded model took, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,9 @@ pub fn measure(config: &Config, tokens: u32) -> Result<Measured, LoadError> {
         let id = u32::try_from(slot).unwrap_or(0) + 3;
         let prompt = vec![id.min(loaded.facts.vocab_size - 1); length];
         let prepared = loaded.preparer.prepare_tokens(prompt, &request).map_err(refused)?;
-        loaded.runner.start(PromptId(slot), prepared, 0, &[]).map_err(refused)?;
+        let reuse = Reuse { own: CacheKey(slot), profile: None };
+        let start = Start { id: PromptId(slot), prepared, seed: 0, resume: &[], reuse };
+        loaded.runner.start(start).map_err(refused)?;
     }
     while !loaded.runner.is_idle() {
         let step = loaded.runner.step(&mut |_, _| {});

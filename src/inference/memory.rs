@@ -74,8 +74,9 @@ pub(super) fn plan(model: &Model<'_>, slots: u16, context: u32, available: Optio
         .filter(|tensor| tensor.is_external && !taken.contains(tensor.name.as_str()))
         .map(|tensor| tensor.bytes)
         .sum();
-    // A past that is copied into a longer present takes both.
-    let copies = if model.interface.shares_buffer { 1 } else { 2 };
+    // A past that is copied into a longer present takes both, for each group of slots, and the rows themselves.
+    let groups = super::kv_groups::groups(usize::from(slots)) as u64;
+    let copies = if model.interface.shares_buffer { 1 } else { 1 + 2 * groups };
     let cache_per_token = model.interface.cache_bytes_per_token() * copies;
     let other = BASE_BYTES
         .saturating_add(model.tokenizer_bytes.saturating_mul(PER_TOKENIZER_BYTE))

@@ -17,7 +17,9 @@ mod grammar;
 mod graph;
 pub mod inspect;
 mod interface;
+mod interrupt;
 mod kv_cache;
+mod kv_groups;
 mod lark;
 mod logprobs;
 mod manifest;
@@ -27,6 +29,8 @@ pub mod memory;
 mod model_config;
 mod onnx_file;
 mod penalties;
+mod pins;
+mod prefix;
 mod preparer;
 mod protobuf;
 mod runner;
@@ -42,6 +46,7 @@ mod test_material;
 mod tokenizer;
 mod tools;
 pub mod trial;
+mod warm_up;
 mod watch;
 
 use std::collections::VecDeque;
@@ -51,7 +56,7 @@ use std::time::Instant;
 
 pub use error::{LoadError, StepError};
 pub use preparer::{Prepared, Preparer};
-pub use runner::Runner;
+pub use runner::{Runner, Start};
 
 use folder::Folder;
 use graph::{Graph, Settings};
@@ -156,12 +161,10 @@ pub fn load(
     let context = if config.context == 0 { own_context } else { config.context.min(own_context) };
     let mut warnings = folder.config.warnings.clone();
     warnings.extend(words.warnings.iter().cloned());
-    if config.context > own_context {
-        warnings.push(format!(
-            "a context of {} tokens was asked for, the model has {own_context}",
-            config.context
-        ));
-    }
+    warnings.extend((config.context > own_context).then(|| {
+        let asked = config.context;
+        format!("a context of {asked} tokens was asked for, the model has {own_context}")
+    }));
 
     check_memory(&folder, slots, context)?;
 
@@ -175,7 +178,12 @@ pub fn load(
     let mut graph = Graph::load(&runtime, &folder, settings)?;
     let vocab = graph.vocab();
     progress(Stage::Warmup);
-    graph.warm_up(words.eos.first().copied().unwrap_or(0), usize::from(slots))?;
+    graph.warm_up(&some_tokens(vocab, size(context)), usize::from(slots))?;
+    if slots > 1 && !graph.batches {
+        warnings.push(
+            "the graph cannot take prompts of different lengths in one step: they take turns, token by token".into(),
+        );
+    }
 
     let facts = Facts {
         name: folder.name.clone(),
@@ -213,8 +221,17 @@ pub fn load(
         waiting: VecDeque::new(),
         reading: None,
         answering: Vec::new(),
+        context: size(context),
+        kept: prefix::Slots::new(usize::from(slots)),
+        pins: pins::Pins::default(),
     };
     Ok(Loaded { facts, preparer: Preparer { parts: Arc::new(parts) }, runner })
+}
+
+/// Eight tokens from all over the vocabulary, or as many as a very short context leaves room for.
+fn some_tokens(vocab: usize, context: usize) -> Vec<u32> {
+    let at = |n: usize| u32::try_from((n * 7 + 3) * vocab.saturating_sub(1) / 64).unwrap_or(0);
+    (0..8.min(context / 2)).map(at).collect()
 }
 
 /// Refuses what does not fit, before the kernel ends somebody for it.

@@ -10,7 +10,7 @@ use super::template::Template;
 use super::tokenizer::Tokenizer;
 use super::tools;
 use crate::request::{
-    CallStyle, Code, Input, Message, Refusal, Request, Role, Sampling, ToolChoice, Tools,
+    CallStyle, Code, Input, Message, Pinned, Refusal, Request, Role, Sampling, ToolChoice, Tools,
 };
 
 /// Turns requests into prompts that can be run.
@@ -85,20 +85,25 @@ impl Preparer {
     /// `context_length_exceeded` with the context and the prompt's tokens, `bad_request` for an unusable schema or a
     /// conversation the model's template refuses, `unsupported` for a conversation where there is no template.
     pub fn prepare(&self, request: &Request) -> Result<Prepared, Refusal> {
-        let tokens = match &request.input {
-            Input::Chat(messages) => self.conversation(messages, request.tools.as_ref())?,
-            Input::Ask { system, text } if self.parts.template.is_some() => {
-                let message = |role, content: &str| Message::new(role, content);
-                let system = system.iter().map(|system| message(Role::System, system));
-                let messages: Vec<Message> = system.chain([message(Role::User, text)]).collect();
-                self.conversation(&messages, None)?
-            }
-            Input::Ask { system: Some(system), text } => {
-                self.text(&format!("{system}\n\n{text}"))?
-            }
-            Input::Completion(text) | Input::Ask { system: None, text } => self.text(text)?,
-        };
+        let tokens = self.tokens(&request.input, request.tools.as_ref())?;
         self.finish(tokens, request)
+    }
+
+    /// The tokens that all prompts with this system message begin with: what two prompts have in common that share nothing
+    /// else. Empty where that cannot be told.
+    pub fn beginning(&self, pinned: &Pinned) -> Vec<u32> {
+        let prompt = |more: &str, text: &str| {
+            let system = match pinned.system.as_str() {
+                system if pinned.goes_on => format!("{}\n{more}", system.trim_end_matches('\n')),
+                system => system.to_owned(),
+            };
+            self.tokens(&Input::Ask { system: Some(system), text: text.into() }, None)
+        };
+        let (Ok(one), Ok(other)) = (prompt("a", "Why"), prompt("1", "42")) else {
+            return Vec::new();
+        };
+        let common = one.iter().zip(&other).take_while(|(a, b)| a == b).count();
+        one.into_iter().take(common).collect()
     }
 
     /// The same for a prompt that already is tokens; `request.input` is not looked at.
@@ -114,6 +119,21 @@ impl Preparer {
             return Err(Refusal::bad_request(message).with_param("prompt"));
         }
         self.finish(tokens, request)
+    }
+
+    /// The tokens of a prompt as the model sees it.
+    fn tokens(&self, input: &Input, tools: Option<&Tools>) -> Result<Vec<u32>, Refusal> {
+        match input {
+            Input::Chat(messages) => self.conversation(messages, tools),
+            Input::Ask { system, text } if self.parts.template.is_some() => {
+                let message = |role, content: &str| Message::new(role, content);
+                let system = system.iter().map(|system| message(Role::System, system));
+                let messages: Vec<Message> = system.chain([message(Role::User, text)]).collect();
+                self.conversation(&messages, None)
+            }
+            Input::Ask { system: Some(system), text } => self.text(&format!("{system}\n\n{text}")),
+            Input::Completion(text) | Input::Ask { system: None, text } => self.text(text),
+        }
     }
 
     fn finish(&self, tokens: Vec<u32>, request: &Request) -> Result<Prepared, Refusal> {

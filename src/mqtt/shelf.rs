@@ -328,6 +328,8 @@ impl StoredPrompt {
             timeout: left,
             quota: crate::request::Quota::default(),
             session: self.session,
+            // Only what is kept in the cache for a profile depends on it; the request has the rest.
+            profile: None,
             recorded: Some(item.number),
             again: Some(crate::request::Again { deaths: item.starts }),
         };

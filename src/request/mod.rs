@@ -167,6 +167,31 @@ pub enum Constraint {
     Lark(String),
 }
 
+/// A name for somebody or something in the engine, which is told no other: what one key's prompts left in the KV cache is
+/// never used for another's, so that neither the count of cached tokens nor the time tells what others asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CacheKey(pub u64);
+
+/// Which rows of the KV cache a prompt may start behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reuse {
+    /// Those that prompts of this key left.
+    pub own: CacheKey,
+    /// Those that are pinned for the profile that the prompt names.
+    pub profile: Option<CacheKey>,
+}
+
+/// The system message of a profile, whose beginning is kept in the KV cache for all its prompts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pinned {
+    /// The profile.
+    pub key: CacheKey,
+    /// Its system message.
+    pub system: String,
+    /// Whether each prompt has more lines behind it (values of topics).
+    pub goes_on: bool,
+}
+
 /// Who asks, as far as the door knows: prompts of one identity share a place in the queue's fairness.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Identity(pub String);
@@ -209,6 +234,8 @@ pub struct Submission {
     pub quota: Quota,
     /// The conversation that the prompt continues, by the asker's name for it.
     pub session: Option<String>,
+    /// The profile that the prompt names.
+    pub profile: Option<String>,
     /// The number under which it outlasts the service. `None`: it does not.
     pub recorded: Option<u64>,
     /// It was accepted before, by a service that is gone. `None`: it is new.

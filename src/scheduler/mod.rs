@@ -51,6 +51,19 @@ pub struct Config {
     pub keep_loaded: Option<Duration>,
     /// Conversations that are kept.
     pub sessions: session::Limits,
+    /// System messages whose tokens stay in the model's cache.
+    pub pinned: Vec<PinnedProfile>,
+}
+
+/// A profile whose system message is kept in the model's cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinnedProfile {
+    /// Its name.
+    pub profile: String,
+    /// Its system message.
+    pub system: String,
+    /// Whether each prompt has more lines behind the message.
+    pub goes_on: bool,
 }
 
 impl Default for Config {
@@ -60,6 +73,7 @@ impl Default for Config {
             max_wait: DEFAULT_MAX_WAIT,
             keep_loaded: None,
             sessions: session::Limits::default(),
+            pinned: Vec::new(),
         }
     }
 }

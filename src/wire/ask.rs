@@ -175,6 +175,7 @@ fn read_checked(
             timeout,
             quota: context.grant.quota,
             session,
+            profile: named.map(str::to_owned),
             recorded: None,
             again: None,
         },

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::support::model::{
     Answer, completion, config, copy, ids, library, lines, material, model, open, request, run,
-    run_all,
+    run_all, start as begin,
 };
 
 const PLAIN: &str = "stories260k-plain-fp32";
@@ -238,15 +238,13 @@ fn long_prompts_are_read_in_chunks_and_can_be_cancelled_between_them() {
     // The first is cancelled while it is being read, the second while it is being answered; the third is not disturbed.
     let start = |loaded: &mut Loaded, id| {
         let prepared = loaded.preparer.prepare(&request).unwrap();
-        loaded.runner.start(PromptId(id), prepared, 0, &[]).unwrap();
+        loaded.runner.start(begin(id, prepared, 0)).unwrap();
     };
     let mut answers = [Answer::default(), Answer::default(), Answer::default()];
     start(&mut loaded, 0);
     start(&mut loaded, 1);
-    let refusal = loaded
-        .runner
-        .start(PromptId(9), loaded.preparer.prepare(&request).unwrap(), 0, &[])
-        .unwrap_err();
+    let refusal =
+        loaded.runner.start(begin(9, loaded.preparer.prepare(&request).unwrap(), 0)).unwrap_err();
     assert_eq!(refusal.code, Code::Busy);
     let mut step = |loaded: &mut Loaded| {
         loaded

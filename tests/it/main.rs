@@ -49,6 +49,8 @@ mod record;
 #[cfg(test)]
 mod record_disk;
 #[cfg(test)]
+mod reuse;
+#[cfg(test)]
 mod scheduler;
 #[cfg(test)]
 mod shipped;

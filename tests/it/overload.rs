@@ -46,7 +46,7 @@ async fn work(mut engine: ScriptedEngine) {
             }
             ToEngine::Start { id, .. } => running.push_back((id, Instant::now() + SERVICE)),
             ToEngine::Cancel { id } => running.retain(|(other, _)| *other != id),
-            ToEngine::Load(_) => {}
+            ToEngine::Load(_) | ToEngine::Pin(_) => {}
         }
     }
 }

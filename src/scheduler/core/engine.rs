@@ -64,6 +64,9 @@ impl Core {
                 self.engine.deaths_while_loading = 0;
                 self.engine.model = Some(model);
                 self.engine.on_demand = false;
+                if !self.config.pinned.is_empty() {
+                    self.pin();
+                }
                 self.ask_checks(now);
             }
             FromEngine::LoadFailed(refusal) => {
@@ -143,7 +146,8 @@ impl Core {
         let id = PromptId(self.next_id);
         self.next_id += 1;
         let session = pending.talk.as_ref().map(Talk::in_session);
-        let Submission { request, identity, priority, quota, again, .. } = pending.submission;
+        let Submission { request, identity, profile, priority, quota, again, .. } =
+            pending.submission;
         let seed = request.sampling.seed.unwrap_or_else(|| (self.draw_seed)());
         let size = Size::from(checked);
         self.queue.push(Entry { id, size }, &identity, priority);
@@ -158,6 +162,7 @@ impl Core {
                 size,
                 told: None,
                 identity,
+                profile,
                 priority,
                 seed,
                 deadline: pending.deadline,

@@ -92,6 +92,7 @@ impl Ledger {
     fn sent(&mut self, message: ToEngine) {
         assert!(self.ready, "{message:?} is sent to an engine that is not ready");
         match message {
+            ToEngine::Pin(_) => {}
             ToEngine::Load(_) => panic!("loading is the supervisor's business"),
             ToEngine::Check { check, .. } => assert!(self.checks.insert(check)),
             ToEngine::Start { id, resume, .. } => {

@@ -50,7 +50,11 @@ impl Core {
         retry: bool,
         now: Instant,
     ) {
+        let pins = self.config.pinned != config.pinned;
         self.config = config;
+        if pins && self.engine.ready {
+            self.pin();
+        }
         self.configuration_error = None;
         self.places.changed = true;
         let retry = retry && self.engine.failed.is_some();

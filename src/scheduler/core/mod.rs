@@ -1,6 +1,7 @@
 //! All decisions about prompts, without I/O and without a clock: commands, engine events and the time come in, actions
 //! come out. [`super::actor`] moves them. Commands stand here, what the engine does in `engine`, the rules in `rules`.
 
+mod cache;
 mod engine;
 #[cfg(test)]
 mod ledger_tests;
@@ -18,6 +19,7 @@ mod sessions_tests;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -101,6 +103,8 @@ pub(super) struct Core {
     rates: Rates,
     quotas: Quotas,
     sessions: Sessions,
+    /// Gives askers and profiles their names in the model's cache, which nobody outside can guess.
+    keys: RandomState,
     counters: Counters,
     /// The order of those who wait, as it was last told.
     places: places::Places,
@@ -158,6 +162,8 @@ struct Prompt {
     /// The place in the queue that its asker knows of.
     told: Option<u32>,
     identity: Identity,
+    /// The profile that it names.
+    profile: Option<String>,
     priority: Priority,
     seed: u64,
     deadline: Option<Instant>,
@@ -227,6 +233,7 @@ impl Core {
             rates: Rates::default(),
             quotas: Quotas::default(),
             sessions,
+            keys: RandomState::new(),
             counters: Counters::default(),
             places: places::Places::default(),
             actions: Vec::new(),

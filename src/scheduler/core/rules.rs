@@ -21,12 +21,9 @@ impl Core {
             prompt.phase = Phase::Running { since: now, answering: None };
             self.running.push(id);
             let (request, resume) = (prompt.request.clone(), prompt.delivered.clone());
-            self.actions.push(Action::Send(ToEngine::Start {
-                id,
-                request,
-                seed: prompt.seed,
-                resume,
-            }));
+            let seed = prompt.seed;
+            let reuse = self.prompts.get(&id).map(|prompt| self.reuse(prompt)).unwrap_or_default();
+            self.actions.push(Action::Send(ToEngine::Start { id, request, seed, resume, reuse }));
         }
     }
 

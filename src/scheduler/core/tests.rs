@@ -28,6 +28,7 @@ pub(super) fn submission(who: &str) -> Submission {
         timeout: None,
         quota: Quota::default(),
         session: None,
+        profile: None,
         recorded: None,
         again: None,
     }
@@ -140,6 +141,7 @@ impl Bench {
     pub(super) fn did(&mut self) -> Vec<String> {
         let say = |action: Action| match action {
             Action::Send(ToEngine::Check { check, .. }) => format!("check {check}"),
+            Action::Send(ToEngine::Pin(pinned)) => format!("pin {}", pinned.len()),
             Action::Send(ToEngine::Start { id, seed, resume, .. }) => {
                 format!("start {id} seed {seed} resume {resume:?}")
             }

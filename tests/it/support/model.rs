@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use promptd::inference::{Config, LoadError, Loaded, Prepared, load};
+use promptd::inference::{Config, LoadError, Loaded, Prepared, Start, load};
 use promptd::request::{
-    Constraint, Event, Finish, Input, PromptId, Refusal, Request, Sampling, TokenLogprob,
+    CacheKey, Constraint, Event, Finish, Input, PromptId, Refusal, Request, Reuse, Sampling,
+    TokenLogprob,
 };
 use serde_json::Value;
 
@@ -97,6 +98,12 @@ impl Answer {
     }
 }
 
+/// A prompt of somebody who asks nothing else, so that it starts behind no other's rows.
+pub(crate) fn start(id: u64, prepared: Prepared, seed: u64) -> Start<'static> {
+    let reuse = Reuse { own: CacheKey(u64::MAX - id), profile: None };
+    Start { id: PromptId(id), prepared, seed, resume: &[], reuse }
+}
+
 /// Runs prompts together until all are answered.
 pub(crate) fn run_all(loaded: &mut Loaded, prompts: Vec<(Prepared, u64, Vec<u32>)>) -> Vec<Answer> {
     let mut answers: Vec<Answer> = prompts.iter().map(|_| Answer::default()).collect();
@@ -105,7 +112,8 @@ pub(crate) fn run_all(loaded: &mut Loaded, prompts: Vec<(Prepared, u64, Vec<u32>
         while loaded.runner.free_slots() > 0
             && let Some((id, (prepared, seed, resume))) = waiting.pop_front()
         {
-            loaded.runner.start(PromptId(id), prepared, seed, &resume).unwrap();
+            let start = Start { resume: &resume, ..start(id, prepared, seed) };
+            loaded.runner.start(start).unwrap();
         }
         let mut take = |id: PromptId, event| answers[usize::try_from(id.0).unwrap()].take(event);
         loaded.runner.step(&mut take).unwrap();

@@ -29,6 +29,7 @@ pub(crate) fn submission(who: &str, text: &str) -> Submission {
         timeout: None,
         quota: Quota::default(),
         session: None,
+        profile: None,
         recorded: None,
         again: None,
     }
