@@ -96,6 +96,7 @@ fn table(version: &Value, socket: &Path, status: &Value) -> String {
     if let Some(error) = status.get("configuration_error") {
         rows.push(("reload", format!("failed, the old configuration holds: {}", words(error))));
     }
+    rows.extend(broker(status).map(|text| ("broker", text)));
     let running = at("/slots/running");
     rows.push((
         "running",
@@ -147,6 +148,17 @@ fn record(status: &Value) -> Option<String> {
     Some(format!(
         "{state}; {prompts} prompts, {waiting} rows wait for the disk, {replayed} prompts run again"
     ))
+}
+
+/// How it stands with the broker, where there is one.
+fn broker(status: &Value) -> Option<String> {
+    let broker = status.get("broker")?;
+    let at = |key: &str| words(broker.get(key).unwrap_or(&Value::Null));
+    Some(match (broker.get("connected"), broker.get("trouble")) {
+        (Some(Value::Bool(true)), _) => format!("{}, MQTT {}", at("url"), at("mqtt")),
+        (_, Some(_)) => format!("{}, not connected: {}", at("url"), at("trouble")),
+        _ => format!("{}, not connected yet", at("url")),
+    })
 }
 
 fn words(value: &Value) -> String {

@@ -124,6 +124,10 @@ impl Plan {
             payload_bytes: usize::try_from(settings.limits.payload_bytes).unwrap_or(usize::MAX),
             ..wire::Limits::default()
         };
+        let credentials = environment
+            .iter()
+            .find(|(name, _)| name == "CREDENTIALS_DIRECTORY")
+            .map(|(_, value)| PathBuf::from(value));
         let policy = reload::policy(settings, &limits)?;
         check_tcp(settings, &policy)?;
         let load = reload::load_request(settings, &program, &environment);
@@ -145,7 +149,11 @@ impl Plan {
                 tcp: sockets.tcp,
                 ..Default::default()
             },
-            mqtt: settings.mqtt.as_ref().map(|mqtt| mqtt_config(mqtt, &node)).transpose()?,
+            mqtt: settings
+                .mqtt
+                .as_ref()
+                .map(|mqtt| mqtt_config(mqtt, &node, credentials.as_deref()))
+                .transpose()?,
             policy,
             mqtt_admin: settings.mqtt.as_ref().is_some_and(|mqtt| mqtt.admin),
             limits,
@@ -176,7 +184,12 @@ async fn serve(
     let control = Control::new(scheduler.clone(), ask_reload);
     let app =
         App::new(scheduler.clone(), policies.clone(), plan.limits.clone(), Some(plan.node.clone()));
-    let app = Arc::new(app.with_control(control.clone()).with_hosts(plan.hosts));
+    let (broker_state, told_of_broker) = watch::channel(wire::Broker::default());
+    let mut app = app.with_control(control.clone()).with_hosts(plan.hosts);
+    if plan.mqtt.is_some() {
+        app = app.with_broker(told_of_broker);
+    }
+    let app = Arc::new(app);
     let (mut sockets, mut broker) = (JoinSet::new(), JoinSet::new());
     for bound in [http, tcp].into_iter().flatten() {
         sockets.spawn(socket::serve(bound, Arc::clone(&app), told(stopping.clone())));
@@ -192,6 +205,7 @@ async fn serve(
             policies,
             control: plan.mqtt_admin.then_some(control),
             limits: plan.limits,
+            broker: broker_state,
             record,
         };
         let door = mqtt::serve(config, scheduler.clone(), facts, leaving);
@@ -457,15 +471,46 @@ fn is_passing(error: &std::io::Error) -> bool {
 }
 
 /// The MQTT door's configuration: address, names and password.
-fn mqtt_config(mqtt: &settings::Mqtt, node: &str) -> Result<mqtt::Config, DaemonError> {
+///
+/// `credentials` is systemd's `$CREDENTIALS_DIRECTORY`: what lies there under the name of a key's file stands in for the key.
+fn mqtt_config(
+    mqtt: &settings::Mqtt,
+    node: &str,
+    credentials: Option<&Path>,
+) -> Result<mqtt::Config, DaemonError> {
+    let file = |key: &Option<PathBuf>, name: &str| {
+        let credential = || credentials.map(|dir| dir.join(name)).filter(|file| file.is_file());
+        key.clone().or_else(credential)
+    };
+    let password_file = file(&mqtt.password_file, "mqtt-password");
     let wrong = |key: &str, error: &dyn std::fmt::Display| {
         DaemonError::Settings(format!("`mqtt.{key}`: {error}"))
     };
-    let broker = mqtt::BrokerUrl::parse(&mqtt.url).map_err(|error| wrong("url", &error))?;
-    let password = mqtt.password_file.as_deref().map(first_line).transpose();
+    let urls = mqtt.urls.iter().map(|url| ("urls", url));
+    let urls = mqtt.url.iter().map(|url| ("url", url)).chain(urls);
+    let brokers: Vec<_> = urls
+        .map(|(key, url)| mqtt::BrokerUrl::parse(url).map_err(|error| wrong(key, &error)))
+        .collect::<Result<_, _>>()?;
+    let Some(broker) = brokers.first().cloned() else {
+        return Err(DaemonError::Settings(
+            "`mqtt.url` is missing: the broker's address, such as \"mqtt://localhost:1883\""
+                .to_owned(),
+        ));
+    };
+    // That it can be read is seen now; what is in it counts for each connection.
+    let password = password_file.as_deref().map(first_line).transpose();
+    password.map_err(|error| wrong("password_file", &error))?;
     let config = mqtt::Config {
         username: mqtt.username.clone(),
-        password: password.map_err(|error| wrong("password_file", &error))?,
+        brokers,
+        password_file,
+        tls: mqtt::TlsFiles {
+            ca: file(&mqtt.tls.ca_file, "mqtt-ca"),
+            certificate: file(&mqtt.tls.certificate_file, "mqtt-certificate"),
+            key: file(&mqtt.tls.key_file, "mqtt-key"),
+            alpn: mqtt.tls.alpn.clone(),
+            allow_tls12: mqtt.tls.allow_tls12,
+        },
         base_topic: mqtt.base_topic.clone(),
         client_id: mqtt.client_id.clone(),
         keep_alive: Duration::from_secs(mqtt.keep_alive_seconds.into()),

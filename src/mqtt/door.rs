@@ -9,11 +9,12 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tracing::{debug, error, warn};
 
 use super::admin::Operated;
-use super::client::{CONNECT_TIMEOUT, Client, Options, Welcome};
+use super::client::{CONNECT_TIMEOUT, Client, Options, Purpose, Welcome};
 use super::ledger::Ledger;
 use super::link::{self, Event};
 use super::message::{Delivery, Publication};
 use super::outbox::{Next, Outbox, Owner};
+use super::packet::Version;
 use super::prompt::Numbered;
 use super::reply::{self, Address, Allowed, Form};
 use super::seldom::Seldom;
@@ -44,9 +45,13 @@ pub(crate) async fn run(
 ) -> Result<(), ConfigError> {
     let mut door = Door::new(config, scheduler, facts)?;
     let options = Options {
-        host: config.broker.host.clone(),
-        port: config.broker.port,
-        login: config.login(),
+        brokers: config.brokers.clone(),
+        username: config.username.clone(),
+        password: config.password.clone(),
+        password_file: config.password_file.clone(),
+        tls: config.tls.clone(),
+        session: true,
+        state: door.facts.broker.clone(),
         client_id: config.client_id(),
         keep_alive: config.keep_alive,
         payload_bytes: door.facts.limits.payload_bytes,
@@ -101,6 +106,7 @@ fn chance() -> f64 {
 pub(super) struct Connection {
     pub(super) epoch: u64,
     pub(super) client: Client,
+    pub(super) version: Version,
     pub(super) max_packet: usize,
     pub(super) subscribed: bool,
     subscribe_again: Option<Instant>,
@@ -258,7 +264,8 @@ impl Door {
     pub(super) fn event(&mut self, event: Event, now: Instant) {
         match event {
             Event::Up { epoch, client, welcome } => self.up(epoch, client, &welcome),
-            Event::Subscribed(result) => self.subscribed(result, now),
+            Event::Subscribed(Purpose::Prompts, result) => self.subscribed(result, now),
+            Event::Subscribed(Purpose::Besides, result) => self.listens_besides(result),
             Event::Message(message) => self.message(&message, now),
             Event::Useless { packet } => {
                 let epoch = self.connection.as_ref().map(|connection| connection.epoch);
@@ -293,22 +300,26 @@ impl Door {
 
     fn up(&mut self, epoch: u64, client: Client, welcome: &Welcome) {
         // The queue of a new connection is empty, so the subscription has room.
-        if client.subscribe(&self.topics.subscriptions()).is_err() {
-            error!("the MQTT library took no subscription on a new connection; this is a bug");
+        if client.subscribe(&self.topics.subscriptions(), Purpose::Prompts).is_err() {
+            error!("a new connection took no subscription; this is a bug");
         }
         self.outbox.connected(welcome.window, welcome.max_packet);
-        let max_packet = welcome.max_packet;
+        let (max_packet, version) = (welcome.max_packet, welcome.version);
         // A broker that never answers the subscription is as deaf as one that refuses it.
         let subscribe_again = Some(Instant::now() + CONNECT_TIMEOUT);
-        self.connection =
-            Some(Connection { epoch, client, max_packet, subscribed: false, subscribe_again });
+        self.connection = Some(Connection {
+            epoch,
+            client,
+            version,
+            max_packet,
+            subscribed: false,
+            subscribe_again,
+        });
     }
 
     fn subscribed(&mut self, result: Result<(), String>, now: Instant) {
         let Some(connection) = &mut self.connection else { return };
         match result {
-            // The broker answers in order: first for the prompts, then for what is listened to besides.
-            _ if connection.subscribed => self.listens_besides(result),
             Ok(()) => {
                 connection.subscribed = true;
                 connection.subscribe_again = None;

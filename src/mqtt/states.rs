@@ -36,8 +36,10 @@ impl Door {
     fn info(&self, status: &Status) -> String {
         let limits = &self.facts.limits;
         let model = status.model.as_ref();
+        let mqtt =
+            self.connection.as_ref().map(|connection| connection.version).unwrap_or_default();
         serde_json::json!({
-            "version": self.facts.version, "protocol": PROTOCOL, "node": self.node, "mqtt": 5,
+            "version": self.facts.version, "protocol": PROTOCOL, "node": self.node, "mqtt": mqtt.as_str(),
             "model": model.map(|model| &model.name),
             "profiles": self.facts.policies.current().profiles.names().collect::<Vec<_>>(),
             "limits": {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use tracing::{error, warn};
 
+use super::client::Purpose;
 use super::door::Door;
 
 impl Door {
@@ -24,8 +25,8 @@ impl Door {
         else {
             return;
         };
-        if connection.client.subscribe(&[self.topics.requests()]).is_err() {
-            error!("the MQTT library took no subscription on a new connection; this is a bug");
+        if connection.client.subscribe(&[self.topics.requests()], Purpose::Besides).is_err() {
+            error!("a new connection took no subscription; this is a bug");
         }
     }
 
@@ -58,7 +59,7 @@ impl Door {
             self.followed = wanted.union(&self.followed).cloned().collect::<BTreeSet<_>>();
         } else {
             warn!(
-                "the MQTT library is too busy to listen to new `context_topics`; the next connection does"
+                "the connection is too busy to listen to new `context_topics`; the next connection does"
             );
         }
     }

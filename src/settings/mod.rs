@@ -90,8 +90,14 @@ pub struct Runtime {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mqtt {
-    /// `mqtt://[user[:password]@]host[:port]`
-    pub url: String,
+    /// `mqtt://[user[:password]@]host[:port]`, or `mqtts://` for TLS.
+    pub url: Option<String>,
+    /// Further addresses of the same broker, tried in turn: the nodes of a cluster.
+    #[serde(default)]
+    pub urls: Vec<String>,
+    /// `[mqtt.tls]`
+    #[serde(default)]
+    pub tls: MqttTls,
     /// This board's name in topics. Absent: the host name.
     pub node: Option<String>,
     /// The first level of every topic.
@@ -118,6 +124,22 @@ pub struct Mqtt {
     /// publishes: only the broker's access rules can keep others from these topics.
     #[serde(default)]
     pub admin: bool,
+}
+
+/// `[mqtt.tls]`: for addresses that begin with `mqtts://`. The files are read for every connection.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MqttTls {
+    /// The authorities that vouch for the broker (PEM). Absent: the system's.
+    pub ca_file: Option<PathBuf>,
+    /// promptd's own certificate (PEM), where the broker wants one.
+    pub certificate_file: Option<PathBuf>,
+    /// Its key (PEM).
+    pub key_file: Option<PathBuf>,
+    /// Protocols offered by ALPN: `["mqtt"]` where port 443 is shared.
+    pub alpn: Vec<String>,
+    /// Whether TLS 1.2 will do, for brokers that have no 1.3.
+    pub allow_tls12: bool,
 }
 
 /// `[socket]`
@@ -320,7 +342,7 @@ impl Settings {
         ranged("shutdown.grace_seconds", self.shutdown.grace_seconds.into(), 0..=3600)?;
         ranged("runtime.threads", self.runtime.threads.into(), 0..=256)?;
         if let Some(mqtt) = &self.mqtt {
-            ranged("mqtt.keep_alive_seconds", mqtt.keep_alive_seconds.into(), 5..=3600)?;
+            ranged("mqtt.keep_alive_seconds", mqtt.keep_alive_seconds.into(), 1..=3600)?;
         }
         Ok(())
     }

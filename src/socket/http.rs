@@ -283,7 +283,11 @@ fn ready(app: &App) -> Response<Reply> {
     let status = app.scheduler.status();
     let status = status.borrow();
     let code = if matches!(status.state, State::Ready | State::Unloaded) { 200 } else { 503 };
-    json_response(code, &status_object(&status))
+    let mut object = status_object(&status);
+    if let (Some(broker), Some(map)) = (&app.broker, object.as_object_mut()) {
+        map.insert("broker".into(), wire::broker_object(&broker.borrow()));
+    }
+    json_response(code, &object)
 }
 
 /// Forgets a conversation of the one who asks.

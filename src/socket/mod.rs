@@ -29,9 +29,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::watch;
+
 use crate::control::Control;
 use crate::scheduler::Scheduler;
-use crate::wire::{Limits, Policies};
+use crate::wire::{Broker, Limits, Policies};
 
 pub use bind::{BindError, Bound, bind, bind_tcp, inherited};
 pub use http::serve;
@@ -96,6 +98,7 @@ pub struct App {
     control: Option<Control>,
     limits: Limits,
     node: Option<String>,
+    broker: Option<watch::Receiver<Broker>>,
     patience: Patience,
     running: running::Running,
     /// Names of this machine that TCP clients may use.
@@ -119,6 +122,7 @@ impl App {
             control: None,
             limits,
             node,
+            broker: None,
             patience: Patience::default(),
             running,
             hosts: Vec::new(),
@@ -144,6 +148,13 @@ impl App {
     #[must_use]
     pub fn with_control(mut self, control: Control) -> Self {
         self.control = Some(control);
+        self
+    }
+
+    /// The same with an eye on the broker, whose state stands in the status.
+    #[must_use]
+    pub fn with_broker(mut self, broker: watch::Receiver<Broker>) -> Self {
+        self.broker = Some(broker);
         self
     }
 

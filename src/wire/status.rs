@@ -61,6 +61,28 @@ pub fn status_object(status: &Status) -> Value {
     Value::Object(object)
 }
 
+/// How the MQTT door stands with its broker. The door knows it, and the socket tells it: over MQTT nobody could be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Broker {
+    /// The broker's address, without user name and password.
+    pub url: String,
+    /// Which MQTT is spoken, while there is a connection.
+    pub connected: Option<&'static str>,
+    /// Why there is none, or why the last one ended.
+    pub trouble: Option<String>,
+}
+
+/// `{"url":"mqtt://…","connected":false,"mqtt":"5","trouble":"…"}`
+pub fn broker_object(broker: &Broker) -> Value {
+    let mut object = Map::new();
+    object.insert("url".into(), broker.url.as_str().into());
+    object.insert("connected".into(), broker.connected.is_some().into());
+    object.extend(broker.connected.map(|mqtt| ("mqtt".to_owned(), Value::from(mqtt))));
+    let trouble = broker.trouble.as_deref();
+    object.extend(trouble.map(|trouble| ("trouble".to_owned(), Value::from(trouble))));
+    Value::Object(object)
+}
+
 /// How things are with what outlasts the service.
 fn record_object(record: &Health) -> Value {
     let mut object = Map::new();

@@ -35,6 +35,8 @@ mod model_folder;
 #[cfg(test)]
 mod mqtt;
 #[cfg(test)]
+mod mqtt_brokers;
+#[cfg(test)]
 mod mqtt_faults;
 #[cfg(test)]
 mod operator;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use promptd::mqtt::{BrokerUrl, Config, ConfigError, Facts, serve};
 use promptd::request::Submission;
 use promptd::scheduler::scripted::{Call, Events, Script, Verdict, scripted};
-use promptd::wire::{Limits, Policies, Profiles};
+use promptd::wire::{self, Limits, Policies, Profiles};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event as Polled, MqttOptions};
@@ -300,6 +300,8 @@ pub(crate) fn topic(message: &Publish) -> &str {
 pub(crate) struct Board {
     pub(crate) script: Script,
     pub(crate) stop: watch::Sender<bool>,
+    /// What `promptd status` tells about the broker.
+    pub(crate) broker: watch::Receiver<wire::Broker>,
     pub(crate) door: JoinHandle<Result<(), ConfigError>>,
 }
 
@@ -312,16 +314,18 @@ impl Board {
     pub(crate) fn with(config: Config, limits: Limits) -> Board {
         let (scheduler, script) = scripted(ready());
         let profiles: Profiles = toml::from_str("[lights]\nchoices = [\"on\", \"off\"]\n").unwrap();
+        let (state, broker) = watch::channel(wire::Broker::default());
         let facts = Facts {
             version: "1.2.3".to_owned(),
             policies: Policies::fixed(profiles),
             control: None,
             limits,
+            broker: state,
             record: None,
         };
         let (stop, stopped) = watch::channel(false);
         let door = tokio::spawn(serve(config, scheduler, facts, stopped));
-        Board { script, stop, door }
+        Board { script, stop, broker, door }
     }
 
     /// The next prompt.
@@ -347,6 +351,16 @@ impl Board {
     /// Whether no prompt is handed in for this long.
     pub(crate) async fn idle(&mut self, wait: Duration) -> bool {
         tokio::time::timeout(wait, self.script.next()).await.is_err()
+    }
+
+    /// Waits until the door says this of its broker.
+    pub(crate) async fn troubled(&mut self, text: &str) {
+        let says = |state: &wire::Broker| {
+            state.connected.is_none()
+                && state.trouble.as_deref().is_some_and(|trouble| trouble.contains(text))
+        };
+        let state = soon(self.broker.wait_for(says)).await;
+        assert!(state.is_ok(), "the door is gone");
     }
 
     /// Tells the door to leave and waits until it has.

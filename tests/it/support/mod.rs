@@ -6,6 +6,7 @@ pub(crate) mod engine;
 pub(crate) mod http;
 pub(crate) mod model;
 pub(crate) mod raw_http;
+pub(crate) mod scripted_broker;
 pub(crate) mod service;
 pub(crate) mod words;
 
