@@ -8,6 +8,8 @@
 #   make fuzz    what outsiders can send, damaged at random ten million times
 #   make check   formatting, lints, documentation, licences and sources of dependencies
 #   make install   as root, after make build: program, library, demo model, unit; DESTDIR is honoured
+#   make faults N=10000 SEED=1   seeded histories with faults; goes on from any seed (docs/promises.md)
+#   make defects   deliberate faults, each of which the tests must find
 #   make eval-demo   the figures of models/demo/README.md, measured through promptd
 
 CARGO ?= cargo
@@ -15,7 +17,7 @@ PYTHON ?= python3
 # Where Cargo builds; the library lies beside the binaries, where they look for it.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo build install test test-models test-clients fuzz check eval-demo runtime broker clean help
+.PHONY: demo build install test test-models test-clients fuzz faults defects check eval-demo runtime broker clean help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -79,6 +81,16 @@ check:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; \
 	else echo "cargo-deny is not installed (cargo install cargo-deny --locked): licences not checked"; fi
+
+N ?= 10000
+SEED ?= 1
+JOBS ?= 8
+
+faults: broker
+	$(CARGO) test --locked --test faults -- ledger --seed $(SEED) --runs $(N) --jobs $(JOBS)
+
+defects: broker
+	$(CARGO) test --locked --features defects --test faults -- defects --jobs $(JOBS)
 
 eval-demo: build
 	$(PYTHON) tests/with_promptd.py --promptd $(TARGET)/release/promptd -- \

@@ -18,10 +18,12 @@
 //! | [`settings`], [`telemetry`], [`systemd`] | what the operator wrote, sees, and starts it with |
 //! | [`daemon`] | wires it all together |
 //! | [`cli`] | the commands |
+//! | [`defect`] | faults that test builds can be told to have |
 
 pub mod cli;
 pub mod control;
 pub mod daemon;
+pub mod defect;
 pub mod engine;
 pub mod identity;
 pub mod inference;

@@ -21,6 +21,7 @@ use super::shelf::{News, Shelf};
 use super::states::STATUS_EVERY;
 use super::topic::Topics;
 use super::{Config, ConfigError, Facts};
+use crate::defect::Defect;
 use crate::request::{Code, Refusal};
 use crate::scheduler::{InSession, Scheduler, Status};
 
@@ -293,7 +294,8 @@ impl Door {
 
     fn up(&mut self, epoch: u64, client: Client, welcome: &Welcome) {
         // The queue of a new connection is empty, so the subscription has room.
-        if client.subscribe(&self.topics.subscriptions()).is_err() {
+        let deaf = Defect::StayDeaf.is_here() && epoch > 1;
+        if !deaf && client.subscribe(&self.topics.subscriptions()).is_err() {
             error!("the MQTT library took no subscription on a new connection; this is a bug");
         }
         self.outbox.connected(welcome.window, welcome.max_packet);

@@ -12,6 +12,7 @@ use super::message::{Message, Publication};
 use super::prompt::{self, Manner};
 use super::reply::{self, Address, Form, Wishes};
 use super::topic::{self, Inbound};
+use crate::defect::Defect;
 use crate::identity::{Grant, Who};
 use crate::request::{Code, Refusal, Submission};
 use crate::scheduler::State;
@@ -204,6 +205,9 @@ impl Door {
         let until = submission.timeout.map(|timeout| now + timeout);
         let number =
             self.ledger.open(arrival.key.clone(), arrival.message.delivery, asked.id.clone());
+        if Defect::AcknowledgeAtOnce.is_here() {
+            self.acknowledge(arrival.message.delivery);
+        }
         let wanted = Wanted {
             to: arrival.to.clone(),
             form,
@@ -272,6 +276,9 @@ impl Door {
 
     /// Stops prompts. There is no answer to a cancel: the prompts it stops end with `cancelled`.
     fn cancel(&mut self, payload: &[u8]) {
+        if Defect::ForgetCancel.is_here() {
+            return;
+        }
         let numbers = match cancelled(payload) {
             Err(why) => return debug!(why, "a cancel that cannot be read"),
             // Those that came over MQTT: what somebody asked at the socket is not a device's to stop.

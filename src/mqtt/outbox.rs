@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use super::message::Publication;
+use crate::defect::Defect;
 
 /// The most answers that wait at once. Every prompt in work has a place ([`super::ledger::MAX_OPEN`]); the rest is
 /// for refusals while the broker is slow. A thousand is what mosquitto keeps for a client by default, and it can come at
@@ -117,7 +118,7 @@ impl Outbox {
         self.by_packet.clear();
         self.flight.clear();
         self.window = 0;
-        self.slots.retain(|slot| slot.owner != Owner::State);
+        self.slots.retain(|slot| slot.owner != Owner::State && !Defect::LoseOutbox.is_here());
         self.slots.iter_mut().for_each(|slot| slot.waiting = true);
         self.bytes = self.slots.iter().map(|slot| slot.publication.weight()).sum();
     }

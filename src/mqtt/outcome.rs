@@ -9,6 +9,7 @@ use super::message::Publication;
 use super::outbox::Owner;
 use super::prompt::{Report, Text};
 use super::reply;
+use crate::defect::Defect;
 use crate::request::{Code, Event, Finish, Refusal};
 use crate::scheduler::State;
 use crate::wire::{Answer, progress_object, stream_end, stream_piece};
@@ -77,7 +78,15 @@ impl Door {
 
     fn ended(&mut self, number: u64, result: Result<(Text, Finish), Refusal>, now: Instant) {
         self.stream(number, |seq| stream_end(None, seq, result.as_ref().err()));
-        let Some(prompt) = self.prompts.remove(&number) else { return };
+        let Some(mut prompt) = self.prompts.remove(&number) else { return };
+        if let Some(other) =
+            self.prompts.values().next().filter(|_| Defect::WrongReplyTopic.is_here())
+        {
+            prompt.wanted.to = other.wanted.to.clone();
+        }
+        if Defect::LoseCorrelation.is_here() {
+            prompt.wanted.to.correlation = None;
+        }
         let wanted = &prompt.wanted;
         let (messages, ok, until) = match result {
             Ok((text, finish)) => {
@@ -130,7 +139,8 @@ impl Door {
     ) {
         self.ledger.answering(number, messages.clone(), ok);
         self.shelf.answering(number, &messages, ok, until);
-        for message in messages {
+        let again = if Defect::AnswerTwice.is_here() { messages.clone() } else { Vec::new() };
+        for message in messages.into_iter().chain(again) {
             self.outbox.push(Owner::Answer(number), message, Some(until));
         }
     }

@@ -386,11 +386,11 @@ async fn a_wrong_password_is_retried_and_a_right_one_lets_in() {
     let Some(passwd) = program("mosquitto_passwd") else {
         return println!("SKIPPED: mosquitto_passwd is not installed");
     };
-    let file = broker.dir().join("passwords");
+    let file = broker.dir.path().join("passwords");
     let made =
         Command::new(passwd).arg("-b").arg("-c").arg(&file).args(["me", "right"]).status().unwrap();
     assert!(made.success());
-    let settings = broker.dir().join("m.conf");
+    let settings = broker.dir.path().join("m.conf");
     let text =
         std::fs::read_to_string(&settings).unwrap().replace("PASSWORDS", file.to_str().unwrap());
     std::fs::write(&settings, text).unwrap();

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::rules::load_time;
 use super::{Core, FATAL_DEATHS, FATAL_LOADS, Phase, Prompt, Spent, UNKNOWN_LOAD};
+use crate::defect::Defect;
 use crate::engine::client::EngineEvent;
 use crate::engine::frames::{CheckedPrompt, FromEngine, LoadStage};
 use crate::request::{Code, Event, PromptId, Refusal, Submission};
@@ -98,8 +99,14 @@ impl Core {
     /// What becomes of a prompt whose engine died: back before the others, unless it has seen too many die.
     fn survive(&mut self, id: PromptId, report: &str, now: Instant) {
         let Some(prompt) = self.prompts.get_mut(&id) else { return };
+        if Defect::ForgetRunning.is_here() {
+            return;
+        }
+        if Defect::RedrawSeed.is_here() {
+            prompt.seed = prompt.seed.wrapping_add(1);
+        }
         prompt.deaths += 1;
-        if prompt.deaths >= FATAL_DEATHS {
+        if prompt.deaths >= FATAL_DEATHS && !Defect::NeverBlame.is_here() {
             let message = format!(
                 "the engine died {} times while it answered this prompt; the last time {report}",
                 prompt.deaths
@@ -189,6 +196,9 @@ impl Core {
                 prompt.delivered.extend(tokens);
                 if let Some(talk) = &mut prompt.talk {
                     talk.answer.push_str(text);
+                }
+                if Defect::LosePiece.is_here() && prompt.delivered.len() == 9 {
+                    return;
                 }
                 self.actions.push(Action::Deliver { id, event });
             }

@@ -29,6 +29,7 @@ use super::rates::{Rates, Size};
 use super::ticket::InSession;
 use super::weight::weight;
 use super::{Config, Counters, Place, State, Status};
+use crate::defect::Defect;
 use crate::engine::frames::{CheckedPrompt, LoadRequest, LoadStage, ModelInfo, ToEngine};
 use crate::record::Health;
 use crate::request::{
@@ -315,7 +316,7 @@ impl Core {
         let mut late: Vec<PromptId> =
             self.prompts.iter().filter(|(_, p)| over(p.deadline)).map(|(id, _)| *id).collect();
         late.sort_unstable();
-        for id in late {
+        for id in late.into_iter().filter(|_| !Defect::IgnoreDeadline.is_here()) {
             self.abandon(id, timeout(), now);
         }
         self.dispatch(now);

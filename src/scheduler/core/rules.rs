@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Action, CHECK_LIMIT, Core, Phase, UNKNOWN_LOAD};
+use crate::defect::Defect;
 use crate::engine::frames::{ModelInfo, ToEngine};
 use crate::request::{Code, Event, Finish, PromptId, Refusal};
 use crate::scheduler::rates::sensible;
@@ -20,7 +21,13 @@ impl Core {
             }
             prompt.phase = Phase::Running { since: now, answering: None };
             self.running.push(id);
-            let (request, resume) = (prompt.request.clone(), prompt.delivered.clone());
+            let (request, mut resume) = (prompt.request.clone(), prompt.delivered.clone());
+            if Defect::RepeatToken.is_here() {
+                resume.pop();
+            }
+            if Defect::SkipToken.is_here() {
+                resume.extend(resume.last().copied());
+            }
             self.actions.push(Action::Send(ToEngine::Start {
                 id,
                 request,
@@ -51,7 +58,9 @@ impl Core {
         let Some(prompt) = self.prompts.remove(&id) else { return };
         self.queue.remove(id);
         self.places.changed = true;
-        self.running.retain(|other| *other != id);
+        if !(Defect::KeepSlot.is_here() && matches!(event, Event::Finished(_))) {
+            self.running.retain(|other| *other != id);
+        }
         let wrote = u64::try_from(prompt.delivered.len()).unwrap_or(u64::MAX);
         // Of one that fails before it is done, what it wrote counts; it may not have been read.
         let tokens = match &event {

@@ -1,10 +1,6 @@
-//! A mosquitto of our own on a free loopback port, an MQTT client that collects what it gets, and a door between that
-//! broker and a scripted scheduler.
+//! An MQTT client that collects what it gets, and a door between a broker and a scripted scheduler.
 
-use std::io::Write as _;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use promptd::mqtt::{BrokerUrl, Config, ConfigError, Facts, serve};
@@ -14,102 +10,12 @@ use promptd::wire::{Limits, Policies, Profiles};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event as Polled, MqttOptions};
-use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+pub(crate) use super::mosquitto::{Broker, program};
+
 use super::door::{delta, finished, prefill, ready, soon};
-
-/// A broker process. Killed when dropped.
-#[derive(Debug)]
-pub(crate) struct Broker {
-    pub(crate) port: u16,
-    child: Option<Child>,
-    program: PathBuf,
-    dir: TempDir,
-}
-
-impl Broker {
-    /// Starts a broker with these lines in its configuration; `None`, and a line that says so, where there is none.
-    pub(crate) fn start(settings: &str) -> Option<Broker> {
-        let mut broker = Broker::prepare(settings)?;
-        broker.run();
-        Some(broker)
-    }
-
-    /// A broker that does not run yet.
-    pub(crate) fn prepare(settings: &str) -> Option<Broker> {
-        let Some(program) = program("mosquitto") else {
-            println!(
-                "SKIPPED: mosquitto is not installed (Debian: apt-get install mosquitto mosquitto-clients)"
-            );
-            return None;
-        };
-        let port = free_port();
-        let dir = tempfile::tempdir().unwrap();
-        let mut file = std::fs::File::create(dir.path().join("m.conf")).unwrap();
-        let place = dir.path().display();
-        writeln!(
-            file,
-            "listener {port} 127.0.0.1\nuser root\npersistence_location {place}/\n{settings}"
-        )
-        .unwrap();
-        if !settings.contains("allow_anonymous") {
-            writeln!(file, "allow_anonymous true").unwrap();
-        }
-        Some(Broker { port, child: None, program, dir })
-    }
-
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-
-    /// Starts it, again or for the first time, and waits until it listens.
-    pub(crate) fn run(&mut self) {
-        let mut command = Command::new(&self.program);
-        command.arg("-c").arg(self.dir.path().join("m.conf"));
-        self.child = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-        let began = Instant::now();
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
-            assert!(
-                began.elapsed() < Duration::from_secs(10),
-                "mosquitto does not listen on {}",
-                self.port
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// `kill -9`.
-    pub(crate) fn kill(&mut self) {
-        let mut child = self.child.take().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
-    /// Stops it from doing anything, its connections staying open.
-    pub(crate) fn freeze(&self) {
-        self.signal("-STOP");
-    }
-
-    /// Lets it go on.
-    pub(crate) fn thaw(&self) {
-        self.signal("-CONT");
-    }
-
-    fn signal(&self, signal: &str) {
-        let pid = self.child.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        if self.child.is_some() {
-            self.kill();
-        }
-    }
-}
 
 /// Stands between a door and its broker, and cuts the connection when it is told to.
 #[derive(Debug)]
@@ -163,18 +69,6 @@ impl Drop for Relay {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-/// Where a program is: brokers live in `sbin`, which not every user's path has.
-pub(crate) fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut places: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    places.extend(["/usr/sbin".into(), "/usr/local/sbin".into()]);
-    places.into_iter().map(|place| place.join(name)).find(|file| file.is_file())
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 /// A client of MQTT 5 that subscribed to something and collects what comes.

@@ -5,6 +5,7 @@ pub(crate) mod door;
 pub(crate) mod engine;
 pub(crate) mod http;
 pub(crate) mod model;
+pub(crate) mod mosquitto;
 pub(crate) mod raw_http;
 pub(crate) mod service;
 pub(crate) mod words;
