@@ -2,28 +2,61 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::reload;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, Registry};
 
 use crate::settings::{Log, LogFormat};
+
+/// Changes what is logged while the process runs.
+#[derive(Clone, Debug)]
+pub struct Level(reload::Handle<EnvFilter, Registry>);
+
+impl Level {
+    /// Logs by this level or these directives from now on.
+    ///
+    /// # Errors
+    /// What tracing does not know of it; it stays as it was then.
+    pub fn set(&self, log: &Log) -> Result<(), String> {
+        let filter = filter(log)?;
+        // It fails only where another subscriber was first (tests).
+        let _ = self.0.reload(filter);
+        Ok(())
+    }
+}
+
+/// Whether the level is one that tracing knows.
+///
+/// # Errors
+/// The level or directive that it does not know, with the words it does.
+pub fn check(log: &Log) -> Result<(), String> {
+    filter(log).map(|_| ())
+}
+
+fn filter(log: &Log) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(&log.level).map_err(|error| {
+        format!("`log.level` is `{}`: {error}; use error, warn, info, debug or trace", log.level)
+    })
+}
 
 /// Starts logging for this process. Standard output stays free for answers.
 ///
 /// # Errors
 /// The level or directive that tracing does not know, with the words it does.
-pub fn start(log: &Log, environment_journal: bool) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&log.level).map_err(|error| {
-        format!("`log.level` is `{}`: {error}; use error, warn, info, debug or trace", log.level)
-    })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+pub fn start(log: &Log, environment_journal: bool) -> Result<Level, String> {
+    let (filter, level) = reload::Layer::new(filter(log)?);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let ansi = std::io::stderr().is_terminal();
-    // A second start in one process (tests) keeps the first subscriber: there is nobody to tell.
-    let _ = match log.format {
-        LogFormat::Json => builder.json().with_ansi(false).try_init(),
+    let lines = match log.format {
+        LogFormat::Json => lines.json().with_ansi(false).boxed(),
         // The journal writes the time itself.
         LogFormat::Text if environment_journal => {
-            builder.without_time().with_target(false).with_ansi(false).try_init()
+            lines.without_time().with_target(false).with_ansi(false).boxed()
         }
-        LogFormat::Text => builder.with_target(false).with_ansi(ansi).try_init(),
+        LogFormat::Text => lines.with_target(false).with_ansi(ansi).boxed(),
     };
-    Ok(())
+    // A second start in one process (tests) keeps the first subscriber: there is nobody to tell.
+    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
+    Ok(Level(level))
 }

@@ -28,6 +28,8 @@ pub enum Command {
     Ask(Ask),
     /// Show how the running service is.
     Status(Status),
+    /// Check, show and describe the configuration.
+    Config(Config),
 }
 
 /// `promptd serve`
@@ -36,6 +38,49 @@ pub struct Serve {
     /// The configuration file.
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
+}
+
+/// `promptd config`
+#[derive(Clone, Debug, clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 all is well, 1 failed, 2 wrong usage, 78 the configuration is wrong."
+)]
+pub struct Config {
+    /// What about it.
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+/// What about the configuration.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Tell every mistake with file, line, column and the nearest key that exists.
+    Check(ConfigFile),
+    /// Print every value that holds and who wrote it; secrets are masked.
+    Show(ConfigFile),
+    /// Print the JSON Schema of promptd.toml.
+    Schema,
+    /// Print a configuration with every key in it, commented.
+    Init(ConfigInit),
+}
+
+/// Which configuration.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ConfigFile {
+    /// The configuration file; `conf.d/*.toml` beside it are laid over it.
+    #[arg(long, short, value_name = "FILE", default_value = super::serve::DEFAULT_CONFIG)]
+    pub config: PathBuf,
+    /// Print it as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `promptd config init`
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ConfigInit {
+    /// Write it to this file, which must not be there yet, instead of standard output.
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// `promptd engine`; the service passes on how it logs.

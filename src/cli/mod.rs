@@ -4,6 +4,7 @@
 
 pub mod args;
 pub mod ask;
+pub mod config;
 mod http;
 pub mod serve;
 pub mod status;
@@ -50,6 +51,7 @@ pub fn main() -> ExitCode {
         Command::Form => crate::engine::adapter::try_form(),
         Command::Ask(args) => block_on(ask::run(args)),
         Command::Status(args) => block_on(status::run(args)),
+        Command::Config(args) => block_on(self::config::run(args)),
     }
 }
 

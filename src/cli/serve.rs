@@ -21,9 +21,12 @@ pub fn run(args: Serve, environment: &Environment) -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return fail(&error, exit::CONFIGURATION),
     };
-    if let Err(message) = telemetry::start(&settings.log, is_journal(environment)) {
-        return complain(&format!("configuration: {message}"), exit::CONFIGURATION);
-    }
+    let level = match telemetry::start(&settings.log, is_journal(environment)) {
+        Ok(level) => level,
+        Err(message) => {
+            return complain(&format!("configuration: {message}"), exit::CONFIGURATION);
+        }
+    };
     let program = match std::env::current_exe() {
         Ok(program) => program,
         Err(error) => return fail(&error, exit::FAILURE),
@@ -31,7 +34,7 @@ pub fn run(args: Serve, environment: &Environment) -> ExitCode {
     let surroundings = daemon::Surroundings { program, environment: std::env::vars_os().collect() };
     let environment = environment.clone();
     let reread = move || settings::load(&config, &environment).map_err(|error| with_causes(&error));
-    match daemon::run(&settings, surroundings, Box::new(reread)) {
+    match daemon::run(&settings, surroundings, Box::new(reread), level) {
         Ok(()) => ExitCode::from(exit::OK),
         Err(error) if error.is_configuration() => fail(&error, exit::CONFIGURATION),
         Err(error) => fail(&error, exit::FAILURE),
@@ -43,7 +46,7 @@ pub fn engine(args: Engine, environment: &Environment) -> ExitCode {
     let format = if args.log_json { LogFormat::Json } else { LogFormat::Text };
     let log = Log { level: args.log_level, format };
     match telemetry::start(&log, is_journal(environment)) {
-        Ok(()) => adapter::run(),
+        Ok(_) => adapter::run(),
         Err(message) => complain(&message, exit::USAGE),
     }
 }

@@ -23,7 +23,7 @@ use crate::scheduler::{self, Scheduler, State, Status};
 use crate::settings::{self, LogFormat, Settings};
 use crate::socket::{self, App};
 use crate::systemd::ServiceManager;
-use crate::wire;
+use crate::{telemetry, wire};
 
 /// After the last answer is known, the doors get this long to hand it over before they are closed on it.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -76,9 +76,10 @@ pub fn run(
     settings: &Settings,
     surroundings: Surroundings,
     reread: Box<Reread>,
+    level: telemetry::Level,
 ) -> Result<(), DaemonError> {
     let plan = Plan::new(settings, surroundings.clone())?;
-    let reload = Reload::new(settings.clone(), surroundings, plan.limits.clone(), reread);
+    let reload = Reload::new(settings.clone(), surroundings, plan.limits.clone(), reread, level);
     let _state = settings.state.dir.as_deref().map(lock_state).transpose()?.flatten();
     let record = settings.state.record_dir();
     let record = record.map(|dir| Record::open(dir, record::Pace::default())).transpose()?;
@@ -89,6 +90,14 @@ pub fn run(
     // A blocking call that hangs (a name look-up) must not keep the process alive.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
+}
+
+/// Finds out what [`run`] would say of these settings, as far as that can be said without starting anything.
+///
+/// # Errors
+/// [`DaemonError::Settings`] with the key.
+pub fn check(settings: &Settings, surroundings: Surroundings) -> Result<(), DaemonError> {
+    Plan::new(settings, surroundings).map(|_| ())
 }
 
 /// Reads the settings again from where they came from; an error is one line.
@@ -113,7 +122,6 @@ struct Plan {
     mqtt_admin: bool,
     limits: wire::Limits,
     node: String,
-    grace: Duration,
 }
 
 impl Plan {
@@ -146,7 +154,6 @@ impl Plan {
             mqtt_admin: settings.mqtt.as_ref().is_some_and(|mqtt| mqtt.admin),
             limits,
             node,
-            grace: Duration::from_secs(settings.shutdown.grace_seconds.into()),
         })
     }
 }
@@ -211,12 +218,13 @@ async fn serve(
     watch_over(manager, &scheduler, &mut signals, operator).await;
     // Who asks for it from now on is told that promptd stops.
     drop(reloads);
-    manager.stopping(plan.grace + 3 * FAREWELL);
-    tracing::info!(grace_seconds = plan.grace.as_secs(), "stopping: accepted prompts may end");
+    let grace = reload.grace();
+    manager.stopping(grace + 3 * FAREWELL);
+    tracing::info!(grace_seconds = grace.as_secs(), "stopping: accepted prompts may end");
     scheduler.drain().await;
     // The receivers live in the doors; a door that has ended already does not mind.
     let _ = stop.send(true);
-    finish(&scheduler, &mut sockets, plan.grace, &mut signals).await;
+    finish(&scheduler, &mut sockets, grace, &mut signals).await;
     let _ = leave.send(true);
     if tokio::time::timeout(FAREWELL, all_closed(&mut broker)).await.is_err() {
         tracing::warn!("the broker did not take the goodbye in time");

@@ -16,7 +16,7 @@ use crate::request::Refusal;
 use crate::scheduler::{self, Scheduler};
 use crate::session;
 use crate::settings::{self, Settings};
-use crate::wire;
+use crate::{telemetry, wire};
 
 /// What holds now, and where to read it again.
 pub(super) struct Reload {
@@ -25,6 +25,7 @@ pub(super) struct Reload {
     limits: wire::Limits,
     load: LoadRequest,
     reread: Box<Reread>,
+    level: telemetry::Level,
 }
 
 impl Reload {
@@ -33,9 +34,15 @@ impl Reload {
         surroundings: Surroundings,
         limits: wire::Limits,
         reread: Box<Reread>,
+        level: telemetry::Level,
     ) -> Self {
         let load = load_request(&settings, &surroundings.program, &surroundings.environment);
-        Reload { settings, surroundings, limits, load, reread }
+        Reload { settings, surroundings, limits, load, reread, level }
+    }
+
+    /// How long accepted prompts have to end when promptd stops.
+    pub(super) fn grace(&self) -> Duration {
+        Duration::from_secs(self.settings.shutdown.grace_seconds.into())
     }
 
     /// Reads it again.
@@ -48,6 +55,7 @@ impl Reload {
         policy: &watch::Sender<Arc<wire::Policy>>,
     ) -> Result<(), Refusal> {
         let read = (self.reread)().and_then(|settings| {
+            telemetry::check(&settings.log)?;
             let policy = self::policy(&settings, &self.limits);
             policy.map(|policy| (settings, policy)).map_err(|error| error.to_string())
         });
@@ -74,6 +82,12 @@ impl Reload {
             another_model = changed.is_some(),
             "the configuration was read again"
         );
+        if settings.log.level != self.settings.log.level && self.level.set(&settings.log).is_ok() {
+            tracing::info!(
+                level = settings.log.level,
+                "the log level changed; the engine keeps its own until promptd restarts"
+            );
+        }
         self.load = load;
         policy.send_replace(Arc::new(new));
         scheduler.configure(scheduler_config(&settings), changed, true).await;
@@ -92,8 +106,7 @@ fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
         ("socket", differ(&old.socket, &new.socket)),
         ("state", differ(&old.state, &new.state)),
         ("limits", differ(&old.limits, &new.limits)),
-        ("shutdown", differ(&old.shutdown, &new.shutdown)),
-        ("log", differ(&old.log, &new.log)),
+        ("log.format", differ(&old.log.format, &new.log.format)),
     ]
     .into_iter()
     .filter_map(|(section, differs)| differs.then_some(section))

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
@@ -29,7 +30,7 @@ pub struct Who<'a> {
 }
 
 /// One entry of `[clients]`: who it is, and what they may.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Client {
     /// Users by number.
@@ -42,6 +43,7 @@ pub struct Client {
     pub api_key_file: Option<PathBuf>,
     /// The highest priority they may ask for. Absent: any.
     #[serde(deserialize_with = "priority")]
+    #[schemars(with = "Option<PriorityName>")]
     pub priority: Option<Priority>,
     /// Whether they may load, unload and reload.
     pub admin: bool,
@@ -51,6 +53,18 @@ pub struct Client {
     pub concurrent_prompts: Option<u32>,
     /// Tokens in 24 hours, of prompts and answers together.
     pub tokens_per_day: Option<u64>,
+}
+
+/// A priority as the configuration writes it; [`Priority`] itself knows no file.
+#[derive(Debug, JsonSchema)]
+#[schemars(rename = "Priority", rename_all = "lowercase")]
+pub enum PriorityName {
+    /// Only when nothing else waits.
+    Low,
+    /// The usual.
+    Normal,
+    /// Before the others.
+    High,
 }
 
 /// What somebody may.

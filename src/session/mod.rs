@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::request::{Identity, Input, Message, Role};
 
@@ -40,7 +41,7 @@ impl Default for Limits {
 }
 
 /// What happens to a conversation that has become too long.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Overflow {
     /// Its oldest turns are dropped, and the answer says how many.

@@ -1,142 +1,133 @@
 //! From files and variables to [`Settings`]: every mistake is told with its file, line and the nearest key that exists.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use config::{Config, FileFormat};
+use serde_path_to_error::Segment;
 
 use super::Settings;
+use super::layers::{Layers, Part};
+use super::mistakes::{Mistake, SettingsError, explain};
 
 /// The environment as it was when the program began.
 pub type Environment = HashMap<String, String>;
 
-/// What stands in front of every variable that promptd reads as a setting.
-const PREFIX: &str = "PROMPTD__";
+/// Mistakes that are told at once: a file that is wrong in more places is no configuration at all.
+const MISTAKES: usize = 50;
 
-/// Why there are no settings.
-#[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
-    /// The file cannot be read.
-    #[error("cannot read the configuration `{}`; name another with `--config FILE`", path.display())]
-    Unreadable {
-        /// Which file.
-        path: PathBuf,
-        /// The system's reason.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Something in the file is wrong.
-    #[error("{}:{line}:{column}: {message}", path.display())]
-    Invalid {
-        /// Which file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: usize,
-        /// Column in characters, from 1.
-        column: usize,
-        /// What is wrong and what would be right.
-        message: String,
-    },
-    /// A variable, or several keys together, are wrong.
-    #[error("configuration: {0}")]
-    Merged(String),
-}
-
-/// Reads the file, lays the variables over it and checks the whole.
+/// Reads the file, lays those of `conf.d` beside it and the variables over it, and checks the whole.
 ///
 /// # Errors
 /// [`SettingsError`], with file, line and column where they are known.
 pub fn load(path: &Path, environment: &Environment) -> Result<Settings, SettingsError> {
-    let unreadable = |source| SettingsError::Unreadable { path: path.to_owned(), source };
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    let overrides = overrides(environment);
-    let table: toml::Table = toml::from_str(&text).map_err(|error| located(path, &text, &error))?;
-    check_keys(path, &text, &overrides, &table)?;
-
-    let variables = config::Environment::with_prefix("PROMPTD")
-        .prefix_separator("__")
-        .separator("__")
-        .try_parsing(true)
-        .ignore_empty(true)
-        .source(Some(overrides.clone()));
-    let merged = Config::builder()
-        .add_source(config::File::from_str(&text, FileFormat::Toml))
-        .add_source(variables)
-        .build()
-        .and_then(Config::try_deserialize::<Settings>);
-    let settings = merged.map_err(|error| SettingsError::Merged(explain(&error.to_string())))?;
-    settings.check().map_err(SettingsError::Merged)?;
-    Ok(settings)
+    let layers = Layers::read(path, environment)?;
+    settings(&layers, layers.merged()?)
 }
 
-/// The variables that are settings.
-fn overrides(environment: &Environment) -> HashMap<String, String> {
-    environment
-        .iter()
-        .filter(|(name, _)| name.starts_with(PREFIX))
-        .map(|(n, v)| (n.clone(), v.clone()))
+/// The settings that a merged table says.
+pub(super) fn settings(layers: &Layers, mut table: toml::Table) -> Result<Settings, SettingsError> {
+    let mut mistakes = Vec::new();
+    while mistakes.len() < MISTAKES {
+        let value = toml::Value::Table(table.clone());
+        let (error, path) = match serde_path_to_error::deserialize::<_, Settings>(value) {
+            Ok(settings) if mistakes.is_empty() => {
+                let wrong = settings.check();
+                if wrong.is_empty() {
+                    return Ok(settings);
+                }
+                mistakes = wrong.into_iter().map(|wrong| out_of_range(layers, wrong)).collect();
+                break;
+            }
+            Ok(_) => break,
+            Err(error) => (error.inner().message().to_owned(), keys(error.path())),
+        };
+        if typed_variable(layers, &mut table, &path) {
+            continue;
+        }
+        let (mistake, wrong) = located(layers, &error, path);
+        mistakes.push(mistake);
+        // Without it there may be more to tell.
+        if !remove(&mut table, &wrong) {
+            break;
+        }
+    }
+    Err(SettingsError::Invalid(mistakes))
+}
+
+/// A place in the tree as the keys that lead to it; an array counts as one value.
+fn keys(path: &serde_path_to_error::Path) -> Vec<String> {
+    path.iter()
+        .map_while(|segment| match segment {
+            Segment::Map { key } => Some(key.clone()),
+            Segment::Enum { .. } | Segment::Seq { .. } | Segment::Unknown => None,
+        })
         .collect()
 }
 
-/// Reads the file alone, for its mistakes have a line. A required key may be missing here if a variable brings it.
-fn check_keys(
-    path: &Path,
-    text: &str,
-    overrides: &HashMap<String, String>,
-    table: &toml::Table,
-) -> Result<(), SettingsError> {
-    let Err(error) = toml::from_str::<Settings>(text) else { return Ok(()) };
-    if !error.message().starts_with("missing field") {
-        return Err(located(path, text, &error));
+/// A variable has no type: it is a text, unless something else is wanted. `true` where it could be something else.
+fn typed_variable(layers: &Layers, table: &mut toml::Table, path: &[String]) -> bool {
+    let of_variable = layers.origin(path, Part::Value).is_some_and(|of| of.variable.is_some());
+    let Some(toml::Value::String(text)) = of_variable.then(|| value_at(table, path)).flatten()
+    else {
+        return false;
+    };
+    let typed = text
+        .parse()
+        .map(toml::Value::Boolean)
+        .or_else(|_| text.parse().map(toml::Value::Integer))
+        .or_else(|_| text.parse().map(toml::Value::Float));
+    let Ok(typed) = typed else { return false };
+    if let Some(value) = value_at(table, path) {
+        *value = typed;
     }
-    // `missing field` hides nothing only if the rest is right: fill the keys in that have no default and look again.
-    let mut filled = table.clone();
-    for (section, key) in [("model", "path"), ("mqtt", "url")] {
-        let variable = format!("{PREFIX}{}__{}", section.to_uppercase(), key.to_uppercase());
-        if overrides.contains_key(&variable) {
-            let entry = filled.entry(section).or_insert_with(|| toml::Table::new().into());
-            if let Some(section) = entry.as_table_mut() {
-                section.entry(key).or_insert_with(|| "given by a variable".into());
-            }
+    true
+}
+
+fn value_at<'a>(table: &'a mut toml::Table, path: &[String]) -> Option<&'a mut toml::Value> {
+    let (last, tables) = path.split_last()?;
+    let mut at = table;
+    for key in tables {
+        at = at.get_mut(key)?.as_table_mut()?;
+    }
+    at.get_mut(last)
+}
+
+/// An error of serde with its place, and the keys of what is wrong.
+fn located(layers: &Layers, error: &str, mut path: Vec<String>) -> (Mistake, Vec<String>) {
+    let quoted = |prefix: &str| error.strip_prefix(prefix)?.split('`').next().map(str::to_owned);
+    let mut message = explain(error);
+    let mut part = Part::Value;
+    if let Some(unknown) = quoted("unknown field `") {
+        // The path leads to the key itself.
+        if path.last() != Some(&unknown) {
+            path.push(unknown);
         }
+        part = Part::Key;
+    } else if let Some(missing) = quoted("missing field `") {
+        let key: Vec<&str> = path.iter().map(String::as_str).chain([missing.as_str()]).collect();
+        message = format!("missing field `{missing}`: set `{}`", key.join("."));
+        part = Part::Key;
     }
-    match filled.try_into::<Settings>() {
-        Ok(_) => Ok(()),
-        // The line numbers belong to the text as it is, so its own error is the one to show.
-        Err(_) => Err(located(path, text, &error)),
-    }
+    let origin = layers.origin(&path, part).unwrap_or_else(|| layers.main_file());
+    (Mistake { origin, message }, path)
 }
 
-/// A TOML error with its place, and the nearest known key where one was unknown.
-fn located(path: &Path, text: &str, error: &toml::de::Error) -> SettingsError {
-    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or("");
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
-    SettingsError::Invalid {
-        path: path.to_owned(),
-        line,
-        column,
-        message: explain(error.message()),
-    }
+/// A rule that a value breaks, with the place of the value. `key` is dotted.
+fn out_of_range(layers: &Layers, (key, message): (String, String)) -> Mistake {
+    let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+    let origin = layers.origin(&path, Part::Value).unwrap_or_default();
+    Mistake { origin, message }
 }
 
-/// serde's "unknown field `a`, expected one of `b`, `c`" in words that help.
-fn explain(message: &str) -> String {
-    let message = message.trim();
-    let Some(rest) = message.strip_prefix("unknown field `") else { return message.to_owned() };
-    let mut quoted = rest.split('`').step_by(2);
-    let unknown = quoted.next().unwrap_or_default();
-    let known: Vec<&str> = quoted.filter(|key| !key.is_empty()).collect();
-    let nearest = known
-        .iter()
-        .map(|key| (strsim::damerau_levenshtein(unknown, key), *key))
-        .min()
-        // Further than half the word is no slip of the finger.
-        .filter(|(distance, key)| *distance <= key.len().max(unknown.len()) / 2);
-    match nearest {
-        Some((_, key)) => format!("unknown key `{unknown}`; did you mean `{key}`?"),
-        None => format!("unknown key `{unknown}`; known here: {}", known.join(", ")),
+/// Takes a value out of the tree; `false` where it is not there.
+fn remove(table: &mut toml::Table, path: &[String]) -> bool {
+    let Some((last, tables)) = path.split_last() else { return false };
+    if tables.is_empty() {
+        return table.remove(last).is_some();
     }
+    value_at(table, tables)
+        .and_then(toml::Value::as_table_mut)
+        .is_some_and(|table| table.remove(last).is_some())
 }
 
 #[cfg(test)]

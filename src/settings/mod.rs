@@ -1,25 +1,36 @@
 //! What the operator wrote: the keys of promptd.toml, their defaults and the reasons for them, checked as far as a file can be.
 //!
 //! Only this room names the `config` crate. Order, the first that has a value wins: environment variable
-//! `PROMPTD__SECTION__KEY`, the file, the default written here. A section that is absent switches its door off.
+//! `PROMPTD__SECTION__KEY`, `conf.d/*.toml` beside the file from the last name to the first, the file, the default written
+//! here. A section that is absent switches its door off.
 
+mod layers;
 mod library;
 mod load;
+mod mistakes;
+mod schema;
+mod show;
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::identity::Client;
 use crate::session::Overflow;
 use crate::wire::Profile;
 
+pub use layers::Origin;
 pub use library::{Located, expected_library, find_library};
-pub use load::{Environment, SettingsError, load};
+pub use load::{Environment, load};
+pub use mistakes::{Mistake, SettingsError};
+pub use schema::schema;
+pub use show::{Shown, as_toml, effective};
 
 /// Everything that can be set.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The model to answer with.
@@ -50,15 +61,15 @@ pub struct Settings {
     #[serde(default)]
     pub log: Log,
     /// Named prompts-in-waiting: a system message, a schema and defaults, chosen by `ask/<profile>` or `"profile"`.
-    #[serde(default)]
+    #[serde(default, skip_serializing)]
     pub profiles: BTreeMap<String, Profile>,
     /// Who may what. `default` is everybody who is in no other entry.
-    #[serde(default)]
+    #[serde(default, skip_serializing)]
     pub clients: BTreeMap<String, Client>,
 }
 
 /// `[model]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
     /// The model folder.
@@ -76,7 +87,7 @@ pub struct Model {
 }
 
 /// `[runtime]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Runtime {
     /// libonnxruntime.so. Absent: `ORT_DYLIB_PATH`, then the search path of [`find_library`].
@@ -86,7 +97,7 @@ pub struct Runtime {
 }
 
 /// `[mqtt]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mqtt {
     /// `mqtt://[user[:password]@]host[:port]`
@@ -120,7 +131,7 @@ pub struct Mqtt {
 }
 
 /// `[socket]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Socket {
     /// The HTTP socket (OpenAI's API). Absent: none.
@@ -130,7 +141,7 @@ pub struct Socket {
 }
 
 /// `[state]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct State {
     /// A directory of promptd's own. One promptd at a time may use it. Absent: nothing is kept.
@@ -141,7 +152,7 @@ pub struct State {
 }
 
 /// Where what was accepted lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
     /// In `state.dir`: a prompt is acknowledged when it is safe there, and outlasts a crash and a power cut.
@@ -158,7 +169,7 @@ impl State {
 }
 
 /// `[queue]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Queue {
     /// The most prompts that may wait, however quick the board is. One asker alone gets half of the places.
@@ -175,7 +186,7 @@ impl Default for Queue {
 }
 
 /// `[sessions]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sessions {
     /// Conversations that are kept, of everybody together.
@@ -207,7 +218,7 @@ impl Default for Sessions {
 }
 
 /// `[limits]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// The largest request in bytes, at either door. A context of 128k tokens is about 0.5 MiB of English text.
@@ -221,7 +232,7 @@ impl Default for Limits {
 }
 
 /// `[shutdown]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Shutdown {
     /// Seconds that accepted prompts have to end after SIGTERM. systemd's usual patience is 90; an answer of a small
@@ -236,7 +247,7 @@ impl Default for Shutdown {
 }
 
 /// `[log]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// `error`, `warn`, `info`, `debug` or `trace`, or tracing's directives (`promptd::mqtt=debug,info`).
@@ -252,7 +263,7 @@ impl Default for Log {
 }
 
 /// How a log line looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people and the journal.
@@ -274,54 +285,54 @@ fn default_keep_alive_seconds() -> u16 {
 }
 
 impl Settings {
-    /// What no single key can say: that there is a door, and that numbers make sense together.
-    ///
-    /// # Errors
-    /// A sentence that names the keys.
-    fn check(&self) -> Result<(), String> {
+    /// What no single key can say: that there is a door, and that numbers make sense together. Each mistake is a key and a
+    /// sentence that names it.
+    fn check(&self) -> Vec<(String, String)> {
+        let mut wrong = Vec::new();
+        let mut say = |key: &str, message: String| wrong.push((key.to_owned(), message));
         let sockets = self.socket.as_ref();
         let has_socket = sockets.is_some_and(|s| s.path.is_some() || s.lines_path.is_some());
         if self.mqtt.is_none() && !has_socket {
-            return Err(
-                "no door is open: set `socket.path`, `socket.lines_path` or `mqtt.url`".to_owned()
-            );
+            let message = "no door is open: set `socket.path`, `socket.lines_path` or `mqtt.url`";
+            say("socket", message.to_owned());
         }
-        if let Some(Socket { path: Some(path), lines_path: Some(lines) }) = sockets
+        if let Some(Socket { path: Some(path), lines_path: Some(lines), .. }) = sockets
             && path == lines
         {
-            return Err(format!(
-                "`socket.path` and `socket.lines_path` are both {}",
-                path.display()
-            ));
+            let both = path.display();
+            say(
+                "socket.lines_path",
+                format!("`socket.path` and `socket.lines_path` are both {both}"),
+            );
         }
         if self.state.durability == Some(Durability::Disk) && self.state.dir.is_none() {
-            return Err("`state.durability` is \"disk\", but there is no `state.dir`".to_owned());
+            let message = "`state.durability` is \"disk\", but there is no `state.dir`";
+            say("state.durability", message.to_owned());
         }
-        ranged("model.slots", self.model.slots.into(), 1..=64)?;
+        let mut ranged = |key: &str, value: u32, range: RangeInclusive<u32>| {
+            if !range.contains(&value) {
+                let (low, high) = (range.start(), range.end());
+                say(key, format!("`{key}` is {value}; it must be between {low} and {high}"));
+            }
+        };
+        ranged("model.slots", self.model.slots.into(), 1..=64);
         if let Some(seconds) = self.model.keep_loaded_seconds {
             // Loading takes seconds: who unloads sooner only loads.
-            ranged("model.keep_loaded_seconds", seconds, 5..=31_536_000)?;
+            ranged("model.keep_loaded_seconds", seconds, 5..=31_536_000);
         }
-        ranged("queue.limit", self.queue.limit.into(), 1..=10_000)?;
-        ranged("queue.max_wait_seconds", self.queue.max_wait_seconds, 1..=86_400)?;
+        ranged("queue.limit", self.queue.limit.into(), 1..=10_000);
+        ranged("queue.max_wait_seconds", self.queue.max_wait_seconds, 1..=86_400);
         let sessions = &self.sessions;
-        ranged("sessions.count", sessions.count.into(), 1..=10_000)?;
-        ranged("sessions.per_client", sessions.per_client.into(), 1..=10_000)?;
-        ranged("sessions.turns", sessions.turns.into(), 1..=1000)?;
-        ranged("sessions.expire_seconds", sessions.expire_seconds, 1..=31_536_000)?;
-        ranged("limits.payload_bytes", self.limits.payload_bytes, 1024..=16 << 20)?;
-        ranged("shutdown.grace_seconds", self.shutdown.grace_seconds.into(), 0..=3600)?;
-        ranged("runtime.threads", self.runtime.threads.into(), 0..=256)?;
+        ranged("sessions.count", sessions.count.into(), 1..=10_000);
+        ranged("sessions.per_client", sessions.per_client.into(), 1..=10_000);
+        ranged("sessions.turns", sessions.turns.into(), 1..=1000);
+        ranged("sessions.expire_seconds", sessions.expire_seconds, 1..=31_536_000);
+        ranged("limits.payload_bytes", self.limits.payload_bytes, 1024..=16 << 20);
+        ranged("shutdown.grace_seconds", self.shutdown.grace_seconds.into(), 0..=3600);
+        ranged("runtime.threads", self.runtime.threads.into(), 0..=256);
         if let Some(mqtt) = &self.mqtt {
-            ranged("mqtt.keep_alive_seconds", mqtt.keep_alive_seconds.into(), 5..=3600)?;
+            ranged("mqtt.keep_alive_seconds", mqtt.keep_alive_seconds.into(), 5..=3600);
         }
-        Ok(())
+        wrong
     }
-}
-
-fn ranged(key: &str, value: u32, range: std::ops::RangeInclusive<u32>) -> Result<(), String> {
-    if range.contains(&value) {
-        return Ok(());
-    }
-    Err(format!("`{key}` is {value}; it must be between {} and {}", range.start(), range.end()))
 }

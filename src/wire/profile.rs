@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 
 use super::generation::{PENALTY, REPETITION};
@@ -14,7 +15,7 @@ use crate::request::{Code, Constraint, Identity, Priority, Refusal};
 /// Defaults for the prompts that name this profile. A request may override each of them, unless the profile is `fixed`,
 /// and never the constraint: what a profile says of the answer's form always holds, so that whatever listens on the other
 /// side can rely on it.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Profile {
     /// The system message in front of the question.
@@ -47,9 +48,11 @@ pub struct Profile {
     pub stop: Vec<String>,
     /// After how long an answer is worthless; `timeout_ms` in the file.
     #[serde(rename = "timeout_ms", deserialize_with = "milliseconds")]
+    #[schemars(with = "Option<u64>")]
     pub timeout: Option<Duration>,
     /// How urgent the prompts are: `low`, `normal` or `high`.
     #[serde(deserialize_with = "priority")]
+    #[schemars(with = "Option<crate::identity::PriorityName>")]
     pub priority: Option<Priority>,
     /// Whether a request may override nothing: it brings the question alone.
     pub fixed: bool,

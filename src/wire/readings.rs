@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -23,8 +24,9 @@ const MAX_TOPICS: usize = 64;
 const LINE: &str = "{name} = {value}, {age} ago";
 
 /// A topic whose newest value goes into the prompts of a profile. In the file a topic alone, or a table.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(from = "Written")]
+#[schemars(with = "Written")]
 pub struct ContextTopic {
     /// The topic, without wildcards.
     pub topic: String,
@@ -36,19 +38,26 @@ pub struct ContextTopic {
     pub pointer: Option<String>,
 }
 
-#[derive(Deserialize)]
+/// A topic, or a table that says more of it.
+#[derive(Deserialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(rename = "ContextTopic")]
 enum Written {
     Topic(String),
     Table(Table),
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "ContextTopicTable")]
 struct Table {
+    /// The topic, without wildcards.
     topic: String,
+    /// What the model reads as its name.
     name: Option<String>,
+    /// What stands behind the value.
     unit: Option<String>,
+    /// Where in a JSON payload the value is, as a JSON pointer.
     pointer: Option<String>,
 }
 

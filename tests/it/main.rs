@@ -7,6 +7,8 @@ mod bad_input;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod config;
+#[cfg(test)]
 mod engine_client;
 #[cfg(test)]
 mod engine_death;

@@ -44,6 +44,42 @@ fn every_line_of_the_example_that_is_commented_out_is_right_too() {
 }
 
 #[test]
+fn the_example_names_every_key_there_is() {
+    let text = std::fs::read_to_string(root().join("systemd/promptd.toml")).unwrap();
+    let schema = settings::schema();
+    let fields = |part: &serde_json::Value| -> Vec<String> {
+        let properties = part["properties"].as_object();
+        properties.map(|all| all.keys().cloned().collect()).unwrap_or_default()
+    };
+    let definition = |part: &serde_json::Value| {
+        let mut parts = vec![part.clone()];
+        for key in ["anyOf", "allOf"] {
+            parts.extend(part[key].as_array().cloned().unwrap_or_default());
+        }
+        parts.push(part["additionalProperties"].clone());
+        let reference = parts.iter().find_map(|part| part["$ref"].as_str()).unwrap();
+        schema["$defs"][reference.rsplit('/').next().unwrap()].clone()
+    };
+    let mut missing = Vec::new();
+    for section in fields(&schema) {
+        let of_section = definition(&schema["properties"][&section]);
+        assert!(!fields(&of_section).is_empty(), "{section}: {of_section}");
+        for key in fields(&of_section) {
+            let written = |line: &str| {
+                line.trim_start_matches('#')
+                    .strip_prefix(&key)
+                    .is_some_and(|rest| rest.starts_with(" = "))
+            };
+            // Not every key of a profile needs an example of its own; docs/protocol.md has them.
+            if !text.lines().any(written) && section != "profiles" {
+                missing.push(format!("{section}.{key}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "systemd/promptd.toml does not show {missing:?}");
+}
+
+#[test]
 fn the_configuration_in_the_readme_is_right() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
     let (_, rest) = readme.split_once("```toml\n").unwrap();
