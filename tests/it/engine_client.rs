@@ -262,6 +262,7 @@ async fn an_answer_goes_on_after_kill_9() {
                     tokens.extend(others);
                 }
                 Event::Finished(_) => return text,
+                Event::Started => {}
                 other => panic!("{other:?}"),
             }
             if tokens.len() > 5 && killed == 0 {
