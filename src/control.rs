@@ -1,4 +1,6 @@
-//! What an operator may ask of a running promptd at either door: load, unload, reload, drain.
+//! What an operator may ask of a running promptd at either door: load, unload, reload, drain, and what is logged.
+
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -48,17 +50,50 @@ impl Operation {
 /// Somebody asks for the configuration to be read again, and waits for the outcome.
 pub type ReloadRequest = oneshot::Sender<Result<(), Refusal>>;
 
+/// Sets what is logged: a level, or directives; an error says what is wrong with them.
+type SetLevel = dyn Fn(&str) -> Result<(), String> + Send + Sync;
+
+/// The most bytes of a level: a few directives, each the path of a module.
+const LEVEL_BYTES: usize = 1024;
+
 /// The way to those who can do it; clones mean the same ones.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Control {
     scheduler: Scheduler,
     reload: mpsc::Sender<ReloadRequest>,
+    set_level: Arc<SetLevel>,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("scheduler", &self.scheduler).finish_non_exhaustive()
+    }
 }
 
 impl Control {
-    /// `reload` leads to whoever reads the configuration.
-    pub fn new(scheduler: Scheduler, reload: mpsc::Sender<ReloadRequest>) -> Self {
-        Control { scheduler, reload }
+    /// `reload` leads to whoever reads the configuration, `set_level` to whoever logs.
+    pub fn new(
+        scheduler: Scheduler,
+        reload: mpsc::Sender<ReloadRequest>,
+        set_level: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        Control { scheduler, reload, set_level: Arc::new(set_level) }
+    }
+
+    /// Logs by this level, or these directives, until the configuration is read again or promptd starts again. The engine
+    /// keeps its own.
+    ///
+    /// # Errors
+    /// `bad_request` for `level`.
+    pub fn set_log_level(&self, level: &str) -> Result<(), Refusal> {
+        let wrong = |message: String| Refusal::bad_request(message).with_param("level");
+        if level.trim().is_empty() || level.len() > LEVEL_BYTES {
+            let message = format!(
+                "`level` is error, warn, info, debug, trace or directives of at most {LEVEL_BYTES} bytes"
+            );
+            return Err(wrong(message));
+        }
+        (self.set_level)(level).map_err(wrong)
     }
 
     /// Does it, and returns when it is done. Dropping the future leaves a load going on.

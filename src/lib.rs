@@ -8,6 +8,10 @@
 //! | [`request`] | the words: a prompt, an answer, a refusal |
 //! | [`inference`] | tokens in, tokens out: model folder, ONNX Runtime, KV cache, tokenizer, sampler, grammar |
 //! | [`engine`] | the seam between the two processes, and the child on its other side |
+//! | [`store`] | the models that a board keeps, and which of them it takes |
+//! | [`hub`] | fetches models from a hub over HTTP, for the command line only |
+//! | [`board`] | what the board says of itself: temperature, clocks, memory |
+//! | [`traffic`] | counts and logs each request once |
 //! | [`session`] | conversations kept for clients that cannot resend them |
 //! | [`record`] | what outlasts the service: accepted prompts, answers for a while, conversations |
 //! | [`scheduler`] | accepts, queues, starts and ends prompts; knows no topic and no tensor |
@@ -18,11 +22,15 @@
 //! | [`settings`], [`telemetry`], [`systemd`] | what the operator wrote, sees, and starts it with |
 //! | [`daemon`] | wires it all together |
 //! | [`cli`] | the commands |
+//! | [`defect`] | faults that test builds can be told to have |
 
+pub mod board;
 pub mod cli;
 pub mod control;
 pub mod daemon;
+pub mod defect;
 pub mod engine;
+pub mod hub;
 pub mod identity;
 pub mod inference;
 pub mod mqtt;
@@ -32,6 +40,12 @@ pub mod scheduler;
 pub mod session;
 pub mod settings;
 pub mod socket;
+pub mod store;
 pub mod systemd;
 pub mod telemetry;
+pub mod traffic;
 pub mod wire;
+
+#[cfg(test)]
+#[path = "../tests/it/support/random.rs"]
+mod random;

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+pub use super::asking::{Ask, Cancel, Chat, Place, Status, Top};
+use super::models::args::{Export, Import, List, Pull, Remove, Rollback, Use, Verify};
+
 /// Answers prompts over MQTT and a Unix socket with a LLaMA-class model on the board itself.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "promptd", version, arg_required_else_help = true)]
@@ -24,20 +27,46 @@ pub enum Command {
     /// Try a form of an answer for an engine that started this process.
     #[command(hide = true)]
     Form,
+    /// Confine this process like an engine, try to escape, and say what was refused.
+    #[command(hide = true)]
+    TrySandbox(TrySandbox),
     /// Ask the running service a question.
     Ask(Ask),
     /// Show how the running service is.
     Status(Status),
     /// Check, show and describe the configuration.
     Config(Config),
-    /// Look at a model folder: check it, plan its memory, tokenize, render.
+    /// Look for what could keep promptd from working well here, with a way out for each finding.
+    Doctor(Doctor),
+    /// Print what clients speak, for programs.
+    Protocol(Protocol),
+    /// Look at a model folder (check, plan, tokenize, render), and keep the models of this board (import, list, verify, …).
     Model(Model),
+    /// Measure how quick a model is on this machine, and find out how it is quickest.
+    Bench(Bench),
     /// Talk with the running service.
     Chat(Chat),
     /// Watch what the running service does.
     Top(Top),
     /// End a request that waits or runs.
     Cancel(Cancel),
+}
+
+/// `promptd protocol`
+#[derive(Clone, Debug, clap::Args)]
+pub struct Protocol {
+    /// What to print.
+    #[command(subcommand)]
+    pub command: ProtocolCommand,
+}
+
+/// What to print about the protocol.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum ProtocolCommand {
+    /// JSON Schema (2020-12) of each payload, under `$defs`.
+    Schema,
+    /// The `AsyncAPI` 3 document of the MQTT topics.
+    Asyncapi,
 }
 
 /// `promptd model`
@@ -59,6 +88,85 @@ pub enum ModelCommand {
     Tokenize(Tokenize),
     /// Render the conversation on standard input with its chat template.
     Render(Render),
+    /// Make a copy for this machine, whose weights the system can take out of memory and read again.
+    Prepare(Prepare),
+    /// Fetch a model from a hub with Hugging Face's layout.
+    Pull(Pull),
+    /// Bring in a model from a folder or an archive.
+    Import(Import),
+    /// Write a model that is kept here as an archive, for another board.
+    Export(Export),
+    /// List the models that are kept here.
+    List(List),
+    /// Hold the files of models that are kept here against their manifests.
+    Verify(Verify),
+    /// Try a model that is kept here, and make it the service's.
+    Use(Use),
+    /// Make the model before the service's again.
+    Rollback(Rollback),
+    /// Remove a model that is kept here.
+    Rm(Remove),
+}
+
+/// `promptd bench`
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(
+    after_help = "Loads the model itself: stop the service first, or the two of them share the machine. Exit codes: 0 measured, 1 failed, 2 wrong usage."
+)]
+#[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
+pub struct Bench {
+    /// The model folder, or one of its graphs.
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Lengths of prompts whose reading is timed; 0: none.
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "128,512")]
+    pub prompts: Vec<u32>,
+    /// Tokens in the context when the writing that is timed begins.
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "0,512")]
+    pub depths: Vec<u32>,
+    /// Answers that are written at once; 0: none.
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,2,4,8", value_parser = clap::value_parser!(u16).range(..=64))]
+    pub streams: Vec<u16>,
+    /// Tokens that two prompts begin with, of which the second one's first token is timed; 0: none.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub shared: u32,
+    /// Tokens that are written in each measurement.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub tokens: u32,
+    /// Rounds; what is printed is their median.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// Threads of one step, as in `runtime.threads`.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: u16,
+    /// Processors that they keep to, as in `runtime.cores`.
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    pub cores: Vec<u16>,
+    /// They wait for each other without sleeping, as with `runtime.spinning`.
+    #[arg(long)]
+    pub spinning: bool,
+    /// Time by the processor time of all threads together: what can be compared where the machine does other things, too. With
+    /// one thread, for threads that wait may work.
+    #[arg(long, conflicts_with = "tune")]
+    pub processor_time: bool,
+    /// Where the model runs, as in `runtime.provider`.
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub provider: Provider,
+    /// libonnxruntime.so.
+    #[arg(long, value_name = "FILE")]
+    pub library: Option<PathBuf>,
+    /// Where prepared copies lie (`models` in the service's `state.dir`); without it none is used.
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Print it as JSON.
+    #[arg(long, conflicts_with = "tune")]
+    pub json: bool,
+    /// Try numbers of threads, spinning and cores, and print the lines of `[runtime]` that were quickest.
+    #[arg(long, conflicts_with_all = ["threads", "cores", "spinning", "prompts", "depths", "streams", "shared", "tokens"])]
+    pub tune: bool,
+    /// Write these lines to a file (`/etc/promptd/conf.d/50-tuned.toml`) instead.
+    #[arg(long, short, value_name = "FILE", requires = "tune")]
+    pub output: Option<PathBuf>,
 }
 
 /// `promptd model check`
@@ -68,9 +176,30 @@ pub struct Check {
     /// The model folder, or one of its graphs (a file `….onnx`).
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
+    /// Load it as well, run its first step, and say which execution provider has how many nodes of the graph.
+    #[arg(long)]
+    pub load: bool,
+    /// Where to load it, as `runtime.provider`: auto, cpu or cuda.
+    #[arg(long, value_name = "NAME", default_value = "auto", requires = "load")]
+    pub provider: Provider,
+    /// libonnxruntime.so, for `--load`.
+    #[arg(long, value_name = "FILE", requires = "load")]
+    pub library: Option<PathBuf>,
     /// Print it as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Provider {
+    /// On a GPU where there is one that can be used, else on the CPU.
+    #[default]
+    Auto,
+    /// On the CPU.
+    Cpu,
+    /// On an NVIDIA GPU, or not at all.
+    Cuda,
 }
 
 /// `promptd model plan`
@@ -86,10 +215,13 @@ pub struct Plan {
     /// Tokens of context of each, as in `model.context`; 0: what the model was made for.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub context: u32,
+    /// The folder of prepared copies (`promptd model prepare`): weights come from there where it has this model's.
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
     /// Load the model, fill its context and say what that took.
     #[arg(long)]
     pub measure: bool,
-    /// libonnxruntime.so, for `--measure`.
+    /// libonnxruntime.so, for `--measure` and `--store`.
     #[arg(long, value_name = "FILE")]
     pub library: Option<PathBuf>,
     /// Print it as JSON, in bytes.
@@ -130,6 +262,27 @@ pub struct Render {
     /// Another template than the folder's.
     #[arg(long, value_name = "FILE")]
     pub template: Option<PathBuf>,
+}
+
+/// `promptd model prepare`
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Exit codes: 0 it is there, 1 it could not be made, 2 wrong usage.")]
+pub struct Prepare {
+    /// The model folder, or one of its graphs.
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// The folder of copies [default: `models` in the configuration's `state.dir`, where the service looks].
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// The configuration file that names the `state.dir` and the library.
+    #[arg(long, short, value_name = "FILE", default_value = super::serve::DEFAULT_CONFIG)]
+    pub config: PathBuf,
+    /// libonnxruntime.so.
+    #[arg(long, value_name = "FILE")]
+    pub library: Option<PathBuf>,
+    /// Print it as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `promptd serve`
@@ -192,116 +345,44 @@ pub struct Engine {
     /// One JSON object a line.
     #[arg(long)]
     pub log_json: bool,
-}
-
-/// `promptd ask`
-#[derive(Clone, Debug, Default, clap::Args)]
-#[command(
-    after_help = "Exit codes: 0 answered, 1 failed, 2 wrong usage, 69 no service there, 75 busy or loading."
-)]
-pub struct Ask {
-    /// The prompt; its words are joined by spaces. Without one, or with `-`, it is read from standard input.
-    #[arg(value_name = "PROMPT")]
-    pub prompt: Vec<String>,
-    /// The service's socket [default: `PROMPTD__SOCKET__PATH` in the environment, else /run/promptd/promptd.sock].
-    #[arg(long, value_name = "PATH")]
-    pub socket: Option<PathBuf>,
-    /// The system message in front of the prompt.
-    #[arg(long, short, value_name = "TEXT")]
-    pub system: Option<String>,
-    /// The profile whose defaults hold.
-    #[arg(long, short, value_name = "NAME")]
-    pub profile: Option<String>,
-    /// A file with the JSON Schema the answer must be valid against.
-    #[arg(long, value_name = "FILE")]
-    pub schema: Option<PathBuf>,
-    /// The most tokens the answer may have.
-    #[arg(long, short = 'n', value_name = "N")]
-    pub max_tokens: Option<u32>,
-    /// Sampling temperature; 0 always takes the most probable token.
-    #[arg(long, short, value_name = "T")]
-    pub temperature: Option<f64>,
-    /// The same seed gives the same answer.
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub seed: Option<i64>,
-    /// Print the whole answer object instead of its text.
+    /// The journal's socket, as in `log.journal`.
     #[arg(long)]
-    pub json: bool,
-    /// Print the answer as it comes, also where standard output is no terminal.
-    #[arg(long, conflicts_with = "json")]
-    pub stream: bool,
+    pub log_journal: Option<PathBuf>,
+    /// Leave the process all rights it was started with, as with `runtime.sandbox = false`.
+    #[arg(long)]
+    pub no_sandbox: bool,
 }
 
-/// `promptd status`
-#[derive(Clone, Debug, Default, clap::Args)]
-#[command(
-    after_help = "Exit codes: 0 ready, 1 the model failed, 2 wrong usage, 69 no service there, 75 loading or stopping."
-)]
-pub struct Status {
-    /// The service's socket [default: `PROMPTD__SOCKET__PATH` in the environment, else /run/promptd/promptd.sock].
-    #[arg(long, value_name = "PATH")]
-    pub socket: Option<PathBuf>,
+/// `promptd doctor`
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Exit codes: 0 no problem was found, 1 at least one, 2 wrong usage.")]
+pub struct Doctor {
+    /// The configuration file.
+    #[arg(long, short, value_name = "FILE", default_value = super::serve::DEFAULT_CONFIG)]
+    pub config: PathBuf,
+    /// Where the service is.
+    #[command(flatten)]
+    pub place: Place,
     /// Print it as JSON.
     #[arg(long)]
     pub json: bool,
+    /// Where /proc, /sys, /dev and /lib of the board are.
+    #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
+    pub root: PathBuf,
 }
 
-/// `promptd chat`
-#[derive(Clone, Debug, Default, clap::Args)]
-#[command(
-    after_help = "Exit codes: 0 left, 1 failed, 2 wrong usage, 69 no service there, 75 busy or loading. NO_COLOR is honoured."
-)]
-pub struct Chat {
-    /// The service's socket [default: `PROMPTD__SOCKET__PATH` in the environment, else /run/promptd/promptd.sock].
-    #[arg(long, value_name = "PATH")]
-    pub socket: Option<PathBuf>,
-    /// What the model is told first.
-    #[arg(long, short, value_name = "TEXT")]
-    pub system: Option<String>,
-    /// The profile whose defaults hold.
-    #[arg(long, short, value_name = "NAME")]
-    pub profile: Option<String>,
-    /// The most tokens an answer may have.
-    #[arg(long, short = 'n', value_name = "N")]
-    pub max_tokens: Option<u32>,
-    /// Sampling temperature; 0 always takes the most probable token.
-    #[arg(long, short, value_name = "T")]
-    pub temperature: Option<f64>,
-}
-
-/// `promptd top`
+/// `promptd try-sandbox`
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Exit codes: 0 left, 1 failed, 2 wrong usage, 69 no service there.")]
-pub struct Top {
-    /// The service's socket [default: `PROMPTD__SOCKET__PATH` in the environment, else /run/promptd/promptd.sock].
-    #[arg(long, value_name = "PATH")]
-    pub socket: Option<PathBuf>,
-    /// Seconds between two looks.
-    #[arg(long, short, value_name = "SECONDS", default_value_t = 1)]
-    pub interval: u16,
-    /// Look once.
-    #[arg(long)]
-    pub once: bool,
-    /// Print each look as a line of JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `promptd cancel`
-#[derive(Clone, Debug, Default, clap::Args)]
-#[command(
-    after_help = "Exit codes: 0 cancelled, 1 there is no such request or it is another's, 2 wrong usage, 69 no service there."
-)]
-pub struct Cancel {
-    /// The request's id, as its answer and `promptd top` show it.
-    #[arg(value_name = "ID")]
-    pub id: String,
-    /// The service's socket [default: `PROMPTD__SOCKET__PATH` in the environment, else /run/promptd/promptd.sock].
-    #[arg(long, value_name = "PATH")]
-    pub socket: Option<PathBuf>,
-    /// Print the answer as JSON.
-    #[arg(long)]
-    pub json: bool,
+pub struct TrySandbox {
+    /// The model folder that the engine would read.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// The libonnxruntime that the engine would open.
+    #[arg(long, value_name = "FILE")]
+    pub library: PathBuf,
+    /// Files of others, which must not be readable.
+    #[arg(value_name = "FILE")]
+    pub secrets: Vec<PathBuf>,
 }
 
 #[cfg(test)]

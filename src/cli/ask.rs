@@ -3,21 +3,16 @@
 use std::io::Read as _;
 use std::process::ExitCode;
 
-use http_body_util::BodyExt as _;
-use hyper::Response;
-use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
 
+use super::answering::Answering;
 use super::args::Ask;
-use super::http::{Client, Events, Trouble};
-use super::{World, exit, socket_path};
+use super::http::{Client, Trouble};
+use super::{World, exit};
 
 /// The most that is read from standard input: what the service could be configured to take, and one byte more so that the
 /// service's own refusal comes instead of a prompt cut short.
 const INPUT_BYTES: u64 = (16 << 20) + 1;
-
-/// The most one event of a stream may have: a piece of text is some bytes.
-const EVENT_BYTES: usize = 1 << 20;
 
 /// Asks, and prints the answer.
 pub async fn run(args: Ask) -> ExitCode {
@@ -27,43 +22,33 @@ pub async fn run(args: Ask) -> ExitCode {
 /// The same in a given world; returns the exit code.
 pub async fn run_in(args: Ask, world: &mut World<'_>) -> u8 {
     // Boxed: an HTTP exchange is a large future, and there is only one.
-    match Box::pin(ask(args, world)).await {
-        Ok(()) => exit::OK,
-        Err(trouble) => {
-            // `promptd ask … | head` has seen enough; that is no error worth a word.
-            let quiet = matches!(&trouble, Trouble::Output(source) if source.kind() == std::io::ErrorKind::BrokenPipe);
-            if !quiet {
-                world.complain(&trouble);
-            }
-            trouble.exit_code()
-        }
-    }
+    let ended = Box::pin(ask(args, world)).await;
+    world.end(ended.map(|()| exit::OK))
 }
 
 async fn ask(args: Ask, world: &mut World<'_>) -> Result<(), Trouble> {
     let prompt = prompt(&args.prompt, world)?;
     let schema = schema(&args)?;
-    let socket = socket_path(args.socket.clone(), world.environment);
+    let socket = args.place.socket(world.environment);
     let client = Client { socket: &socket };
     let chat = has_chat(&client).await?;
     let stream = !args.json && (args.stream || world.output_is_terminal);
     let (path, body) = request(&args, chat, &prompt, schema, stream)?;
-    let response = client.send(path, Some(&body)).await?;
-    if stream && response.status().is_success() {
-        return print_stream(&client, response, world).await;
+    if stream {
+        return print_stream(&client, path, &body, world).await;
     }
-    let (_, answer) = client.read_json(response).await?;
+    let (_, answer) = client.json(path, Some(&body)).await?;
     if let Some(error) = answer.get("error") {
         return Err(Trouble::refused(error));
     }
     if args.json {
-        return world.print(&format!("{answer}\n")).map_err(Trouble::Output);
+        return world.print(&format!("{answer}\n"));
     }
     let choice = answer.pointer("/choices/0").unwrap_or(&Value::Null);
     let text =
         choice.pointer("/message/content").or_else(|| choice.get("text")).and_then(Value::as_str);
     let text = text.ok_or_else(|| client.strange("an answer without text".to_owned()))?;
-    world.print(&with_line_end(text)).map_err(Trouble::Output)
+    world.print(&with_line_end(text))
 }
 
 /// The prompt as typed, or from standard input.
@@ -153,47 +138,29 @@ fn request(
     Ok((path, Value::Object(body)))
 }
 
-/// Prints a streamed answer as it comes.
+/// Prints an answer as it comes.
 async fn print_stream(
     client: &Client<'_>,
-    mut response: Response<Incoming>,
+    path: &str,
+    body: &Value,
     world: &mut World<'_>,
 ) -> Result<(), Trouble> {
-    let mut events = Events::default();
+    let mut answering = Answering::begin(client, path, body).await?;
     let mut line_is_open = false;
-    while let Some(frame) = response.body_mut().frame().await {
-        let frame = frame.map_err(|error| client.broken(error))?;
-        for data in events.push(frame.data_ref().map_or(&[], |data| data.as_ref())) {
-            if data == "[DONE]" {
-                return if line_is_open {
-                    world.print("\n").map_err(Trouble::Output)
-                } else {
-                    Ok(())
-                };
-            }
-            let event: Value = serde_json::from_str(&data)
-                .map_err(|error| client.strange(format!("no JSON, {error}")))?;
-            if let Some(error) = event.get("error") {
-                if line_is_open {
-                    world.print("\n").map_err(Trouble::Output)?;
-                }
-                return Err(Trouble::refused(error));
-            }
-            let choice = event.pointer("/choices/0").unwrap_or(&Value::Null);
-            let text = choice
-                .pointer("/delta/content")
-                .or_else(|| choice.get("text"))
-                .and_then(Value::as_str);
-            if let Some(text) = text.filter(|text| !text.is_empty()) {
+    let ended = loop {
+        match answering.next().await {
+            Ok(Some(text)) => {
                 line_is_open = !text.ends_with('\n');
-                world.print(text).map_err(Trouble::Output)?;
+                world.print(&text)?;
             }
+            Ok(None) => break Ok(()),
+            Err(trouble) => break Err(trouble),
         }
-        if events.unfinished() > EVENT_BYTES {
-            return Err(client.strange("an event does not end".to_owned()));
-        }
+    };
+    if line_is_open {
+        world.print("\n")?;
     }
-    Err(client.cut_off())
+    ended
 }
 
 fn with_line_end(text: &str) -> String {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::args::Cancel;
 use super::http::{Client, Trouble};
-use super::{World, exit, socket_path};
+use super::{World, exit};
 
 /// Cancels a request.
 pub async fn run(args: Cancel) -> ExitCode {
@@ -13,13 +13,8 @@ pub async fn run(args: Cancel) -> ExitCode {
 
 /// The same in a given world; returns the exit code.
 pub async fn run_in(args: Cancel, world: &mut World<'_>) -> u8 {
-    match Box::pin(cancel(&args, world)).await {
-        Ok(()) => exit::OK,
-        Err(trouble) => {
-            world.complain(&trouble);
-            trouble.exit_code()
-        }
-    }
+    let ended = Box::pin(cancel(&args, world)).await;
+    world.end(ended.map(|()| exit::OK))
 }
 
 async fn cancel(args: &Cancel, world: &mut World<'_>) -> Result<(), Trouble> {
@@ -28,7 +23,7 @@ async fn cancel(args: &Cancel, world: &mut World<'_>) -> Result<(), Trouble> {
         let message = format!("{:?} is no id of a request; `promptd top` shows them", args.id);
         return Err(Trouble::Usage(message));
     }
-    let socket = socket_path(args.socket.clone(), world.environment);
+    let socket = args.place.socket(world.environment);
     let client = Client { socket: &socket };
     let response = client.request("DELETE", &format!("/v1/requests/{}", args.id), None).await?;
     let (_, answer) = client.read_json(response).await?;
@@ -37,5 +32,5 @@ async fn cancel(args: &Cancel, world: &mut World<'_>) -> Result<(), Trouble> {
     }
     let text =
         if args.json { format!("{answer}\n") } else { format!("{} is cancelled\n", args.id) };
-    world.print(&text).map_err(Trouble::Output)
+    world.print(&text)
 }

@@ -3,20 +3,17 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::ExitCode;
 
-use http_body_util::BodyExt as _;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use serde_json::{Map, Value, json};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::answering::Answering;
 use super::args::Chat;
-use super::http::{Client, Events, Trouble};
-use super::{World, exit, socket_path};
+use super::http::{Client, Trouble};
+use super::{World, exit};
 
-/// The most one event of a stream may have: a piece of text is some bytes.
-const EVENT_BYTES: usize = 1 << 20;
-
-const HELP: &str = "\
-  /help          this
+const HELP: &str = "  /help          this
   /system TEXT   what the model is told first; without a text, nothing
   /profile NAME  the profile whose defaults hold; without a name, none
   /retry         ask the last question again
@@ -34,19 +31,46 @@ pub async fn run(args: Chat) -> ExitCode {
 
 /// The same in a given world; returns the exit code.
 pub async fn run_in(args: Chat, world: &mut World<'_>) -> u8 {
-    match Box::pin(talk(args, world)).await {
-        Ok(()) => exit::OK,
-        Err(trouble) => {
-            world.complain(&trouble);
-            trouble.exit_code()
-        }
-    }
+    let ended = Box::pin(talk(args, world)).await;
+    world.end(ended.map(|()| exit::OK))
 }
 
 /// The conversation.
 struct Talk {
     args: Chat,
     turns: Vec<(String, String)>,
+    interrupts: Interrupts,
+}
+
+/// Ctrl-C of a person while there is no editor that reads it as a key. A script's has the usual effect.
+struct Interrupts(Option<Signal>);
+
+impl Interrupts {
+    /// Listens from now on, so that no moment is left in which Ctrl-C ends the program.
+    fn of(person: bool) -> Result<Self, Trouble> {
+        let listen = || signal(SignalKind::interrupt());
+        let signal = person.then(listen).transpose();
+        signal
+            .map(Interrupts)
+            .map_err(|error| Trouble::Usage(format!("cannot listen for Ctrl-C: {error}")))
+    }
+
+    /// Forgets those of an answer that had ended by itself.
+    async fn forget(&mut self) {
+        while tokio::select! {
+            biased;
+            () = self.next() => true,
+            () = std::future::ready(()) => false,
+        } {}
+    }
+
+    async fn next(&mut self) {
+        if let Some(signal) = &mut self.0 {
+            signal.recv().await;
+        } else {
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// What a line asks for.
@@ -57,7 +81,7 @@ enum Said {
 }
 
 async fn talk(args: Chat, world: &mut World<'_>) -> Result<(), Trouble> {
-    let socket = socket_path(args.socket.clone(), world.environment);
+    let socket = args.place.socket(world.environment);
     let client = Client { socket: &socket };
     let (_, status) = client.json("/health/ready", None).await?;
     if status.pointer("/model/chat").and_then(Value::as_bool) == Some(false) {
@@ -65,15 +89,20 @@ async fn talk(args: Chat, world: &mut World<'_>) -> Result<(), Trouble> {
         return Err(Trouble::Usage(message.to_owned()));
     }
     let model = status.pointer("/model/name").and_then(Value::as_str).unwrap_or("promptd");
-    let person = world.input_is_terminal && world.output_is_terminal;
+    let person = world.input_is_terminal && world.output_is_terminal && !args.json;
     if person {
         let hello = format!("{model} at {}; /help tells more\n", socket.display());
-        world.print(&hello).map_err(Trouble::Output)?;
+        world.print(&hello)?;
     }
     let colour = person && (world.environment)("NO_COLOR").is_none_or(|value| value.is_empty());
-    let mut lines = Lines::new(person, colour)?;
-    let mut talk = Talk { args, turns: Vec::new() };
-    while let Some(line) = lines.next(world)? {
+    let term = (world.environment)("TERM").unwrap_or_default();
+    // Where the cursor cannot be moved there is no editing.
+    let simple = ["dumb", "emacs", "cons25"].iter().any(|name| term == *name);
+    let mut lines = Lines::new(person, simple, colour && !simple)?;
+    let interrupts = Interrupts::of(person)?;
+    let mut talk = Talk { args, turns: Vec::new(), interrupts };
+    while let Some(line) = lines.next(world).await? {
+        talk.interrupts.forget().await;
         let question = match talk.read(&line, world)? {
             Said::Question(question) => question,
             Said::Done => continue,
@@ -96,7 +125,15 @@ impl Talk {
         let line = line.trim();
         let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         let rest = Some(rest.trim().to_owned()).filter(|rest| !rest.is_empty());
-        let mut say = |text: &str| world.print(text).map_err(Trouble::Output);
+        // What is no answer goes elsewhere where a program reads the answers.
+        let aside = self.args.json;
+        let mut say = |text: &str| {
+            if !aside {
+                return world.print(text);
+            }
+            let _ = world.errors.write_all(text.as_bytes());
+            Ok(())
+        };
         match word {
             "" => {}
             "/help" | "/?" => say(HELP)?,
@@ -133,6 +170,7 @@ impl Talk {
         let mut body = Map::new();
         body.insert("messages".into(), messages.into());
         body.insert("stream".into(), true.into());
+        body.insert("stream_options".into(), json!({"include_usage": true}));
         for (name, value) in [
             ("profile", self.args.profile.as_deref().map(Value::from)),
             ("temperature", self.args.temperature.map(Value::from)),
@@ -145,83 +183,77 @@ impl Talk {
 
     /// Asks, prints the answer as it comes, and returns it: as much as came, where Ctrl-C ended it.
     async fn ask(
-        &self,
+        &mut self,
         client: &Client<'_>,
         question: &str,
         world: &mut World<'_>,
     ) -> Result<String, Trouble> {
-        let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
         let body = self.request(question);
-        let mut response = tokio::select! {
-            response = client.send("/v1/chat/completions", Some(&body)) => response?,
-            _ = &mut interrupted => return Ok(String::new()),
+        let mut answering = tokio::select! {
+            answering = Answering::begin(client, "/v1/chat/completions", &body) => answering?,
+            () = self.interrupts.next() => return Ok(String::new()),
         };
-        if !response.status().is_success() {
-            let (_, answer) = client.read_json(response).await?;
-            return Err(Trouble::refused(answer.get("error").unwrap_or(&Value::Null)));
-        }
-        let (mut events, mut answer) = (Events::default(), String::new());
+        let mut answer = String::new();
         loop {
-            let frame = tokio::select! {
-                frame = response.body_mut().frame() => frame,
-                // Dropping the response closes the connection, which cancels the prompt.
-                _ = &mut interrupted => {
-                    world.print(" …\n").map_err(Trouble::Output)?;
+            let piece = tokio::select! {
+                piece = answering.next() => piece,
+                () = self.interrupts.next() => {
+                    world.print(" …\n")?;
                     return Ok(answer);
                 }
             };
-            let Some(frame) = frame else { return Err(client.cut_off()) };
-            let frame = frame.map_err(|error| client.broken(error))?;
-            for data in events.push(frame.data_ref().map_or(&[], |data| data.as_ref())) {
-                if data == "[DONE]" {
-                    world.print("\n").map_err(Trouble::Output)?;
-                    return Ok(answer);
-                }
-                let event: Value = serde_json::from_str(&data)
-                    .map_err(|error| client.strange(format!("no JSON, {error}")))?;
-                if let Some(error) = event.get("error") {
-                    if !answer.is_empty() {
-                        world.print("\n").map_err(Trouble::Output)?;
+            match piece {
+                Ok(Some(text)) => {
+                    if !self.args.json {
+                        world.print(&text)?;
                     }
-                    return Err(Trouble::refused(error));
+                    answer.push_str(&text);
                 }
-                let text = event.pointer("/choices/0/delta/content").and_then(Value::as_str);
-                if let Some(text) = text.filter(|text| !text.is_empty()) {
-                    answer.push_str(text);
-                    world.print(text).map_err(Trouble::Output)?;
+                Ok(None) => break,
+                Err(trouble) => {
+                    if !answer.is_empty() && !self.args.json {
+                        world.print("\n")?;
+                    }
+                    return Err(trouble);
                 }
-            }
-            if events.unfinished() > EVENT_BYTES {
-                return Err(client.strange("an event does not end".to_owned()));
             }
         }
+        if self.args.json {
+            let (finish, usage) = (answering.finish, answering.usage);
+            let line =
+                json!({"question": question, "answer": answer, "finish": finish, "usage": usage});
+            world.print(&format!("{line}\n"))?;
+        } else {
+            world.print("\n")?;
+        }
+        Ok(answer)
     }
 }
 
 /// Where questions come from.
 enum Lines {
     /// A person types; the arrows bring earlier lines back.
-    Editor { editor: Box<DefaultEditor>, prompt: &'static str },
-    /// A script or a file.
-    Input,
+    Editor { editor: Option<Box<DefaultEditor>>, prompt: &'static str },
+    /// A script, a file, or a person at a terminal that cannot edit, who is shown where to type.
+    Input { person: bool },
 }
 
 impl Lines {
-    fn new(person: bool, colour: bool) -> Result<Self, Trouble> {
-        if !person {
-            return Ok(Lines::Input);
+    fn new(person: bool, simple: bool, colour: bool) -> Result<Self, Trouble> {
+        if !person || simple {
+            return Ok(Lines::Input { person });
         }
         let failed =
             |error: ReadlineError| Trouble::Usage(format!("cannot read the terminal: {error}"));
-        let editor = Box::new(DefaultEditor::new().map_err(failed)?);
+        let editor = Some(Box::new(DefaultEditor::new().map_err(failed)?));
         Ok(Lines::Editor { editor, prompt: if colour { "\u{1b}[1;36m>\u{1b}[0m " } else { "> " } })
     }
 
     /// The next line, with those behind it where it ends in a backslash. `None` at the end.
-    fn next(&mut self, world: &mut World<'_>) -> Result<Option<String>, Trouble> {
+    async fn next(&mut self, world: &mut World<'_>) -> Result<Option<String>, Trouble> {
         let mut whole = String::new();
         loop {
-            let Some(line) = self.one(world, !whole.is_empty())? else {
+            let Some(line) = self.one(world, !whole.is_empty()).await? else {
                 return Ok((!whole.is_empty()).then_some(whole));
             };
             if let Some(part) = line.strip_suffix('\\') {
@@ -234,24 +266,22 @@ impl Lines {
         }
     }
 
-    fn one(&mut self, world: &mut World<'_>, more: bool) -> Result<Option<String>, Trouble> {
+    async fn one(&mut self, world: &mut World<'_>, more: bool) -> Result<Option<String>, Trouble> {
         match self {
-            Lines::Editor { editor, prompt } => loop {
-                match editor.readline(if more { ". " } else { prompt }) {
-                    Ok(line) => {
-                        // A history that is full forgets its oldest line.
-                        let _ = editor.add_history_entry(&line);
-                        return Ok(Some(line));
-                    }
-                    // Ctrl-C empties the line.
-                    Err(ReadlineError::Interrupted) => {}
-                    Err(ReadlineError::Eof) => return Ok(None),
-                    Err(error) => {
-                        return Err(Trouble::Usage(format!("cannot read the terminal: {error}")));
-                    }
+            Lines::Editor { editor, prompt } => {
+                let prompt = if more { ". " } else { *prompt };
+                let Some(own) = editor.take() else { return Ok(None) };
+                // On a thread of its own: the connection of an answer that was ended closes while the person types.
+                let read = tokio::task::spawn_blocking(move || type_line(own, prompt)).await;
+                let gone = |error| Trouble::Usage(format!("cannot read the terminal: {error}"));
+                let (own, line) = read.map_err(gone)?;
+                *editor = Some(own);
+                line.map_err(|error| Trouble::Usage(format!("cannot read the terminal: {error}")))
+            }
+            Lines::Input { person } => {
+                if *person {
+                    world.print(if more { ". " } else { "> " })?;
                 }
-            },
-            Lines::Input => {
                 let mut line = Vec::new();
                 // One byte at a time: what is behind the line belongs to the next call.
                 let read =
@@ -266,4 +296,25 @@ impl Lines {
             }
         }
     }
+}
+
+/// Has a person type a line; the editor comes back with it. `None` at the end.
+fn type_line(
+    mut editor: Box<DefaultEditor>,
+    prompt: &str,
+) -> (Box<DefaultEditor>, Result<Option<String>, ReadlineError>) {
+    let line = loop {
+        match editor.readline(prompt) {
+            Ok(line) => {
+                // A history that is full forgets its oldest line.
+                let _ = editor.add_history_entry(&line);
+                break Ok(Some(line));
+            }
+            // Ctrl-C empties the line.
+            Err(ReadlineError::Interrupted) => {}
+            Err(ReadlineError::Eof) => break Ok(None),
+            Err(error) => break Err(error),
+        }
+    };
+    (editor, line)
 }

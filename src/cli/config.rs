@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::args::{Config, ConfigCommand, ConfigFile, ConfigInit};
+use super::http::Trouble;
 use super::{World, exit, with_causes};
 use crate::settings::{self, Environment, Mistake, SettingsError};
 use crate::{daemon, telemetry};
@@ -21,8 +22,8 @@ enum Failure {
     Wrong,
     #[error("cannot write `{}`; `promptd config init` never replaces a file", path.display())]
     Write { path: PathBuf, source: std::io::Error },
-    #[error("cannot write to standard output")]
-    Output(#[source] std::io::Error),
+    #[error(transparent)]
+    Output(Trouble),
 }
 
 /// Does it.

@@ -2,20 +2,26 @@
 //!
 //! Only this room prints for people. What `serve` and `engine` do stands in other rooms; here they are only named.
 
+mod answering;
 pub mod args;
 pub mod ask;
+mod asking;
+pub mod bench;
 pub mod cancel;
 pub mod chat;
 pub mod config;
+pub mod doctor;
 mod http;
 pub mod model;
+pub mod models;
+mod prepare;
+pub mod protocol;
 pub mod serve;
 pub mod status;
 pub mod top;
 mod world;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -23,13 +29,8 @@ use clap::Parser as _;
 use self::args::{Args, Command};
 use crate::settings::Environment;
 
+pub use asking::{DEFAULT_SOCKET, SOCKET_VARIABLE};
 pub use world::World;
-
-/// Where the service listens if nobody says otherwise: the systemd unit's runtime directory.
-pub const DEFAULT_SOCKET: &str = "/run/promptd/promptd.sock";
-
-/// The variable that names the socket, the same that configures the service.
-pub const SOCKET_VARIABLE: &str = "PROMPTD__SOCKET__PATH";
 
 /// Exit codes, as sysexits.h has them where it has any.
 pub mod exit {
@@ -53,10 +54,14 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args, &environment()),
         Command::Engine(args) => serve::engine(args, &environment()),
         Command::Form => crate::engine::adapter::try_form(),
+        Command::TrySandbox(args) => serve::try_sandbox(&args),
         Command::Ask(args) => block_on(ask::run(args)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Config(args) => block_on(self::config::run(args)),
+        Command::Doctor(args) => block_on(doctor::run(args)),
+        Command::Protocol(args) => block_on(protocol::run(args)),
         Command::Model(args) => block_on(model::run(args)),
+        Command::Bench(args) => block_on(self::bench::run(args)),
         Command::Chat(args) => block_on(chat::run(args)),
         Command::Top(args) => block_on(top::run(args)),
         Command::Cancel(args) => block_on(cancel::run(args)),
@@ -89,26 +94,5 @@ fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
         Ok(runtime) => runtime.block_on(command),
         // Without file descriptors or memory there is nothing to say it with either.
         Err(_) => ExitCode::from(exit::FAILURE),
-    }
-}
-
-/// The socket: as typed, or as the environment says, or the default one.
-fn socket_path(typed: Option<PathBuf>, environment: impl Fn(&str) -> Option<OsString>) -> PathBuf {
-    let set = || environment(SOCKET_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
-    typed.or_else(set).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn where_the_socket_is() {
-        let set =
-            |value: &'static str| move |name: &str| (name == SOCKET_VARIABLE).then(|| value.into());
-        assert_eq!(socket_path(Some("/a".into()), set("/b")), PathBuf::from("/a"));
-        assert_eq!(socket_path(None, set("/b")), PathBuf::from("/b"));
-        assert_eq!(socket_path(None, set("")), PathBuf::from(DEFAULT_SOCKET));
-        assert_eq!(socket_path(None, |_| None), PathBuf::from(DEFAULT_SOCKET));
     }
 }

@@ -2,15 +2,17 @@
 //! with `--json`; what is wrong goes to standard error.
 
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::args::{Check, Model, ModelCommand, Plan, Render, Tokenize};
-use super::{World, exit};
+use super::{World, args, exit, models};
 use crate::inference::inspect::{self, Texts};
-use crate::inference::{Config, measure, memory};
+use crate::inference::{self, Config, Execution, Facts, Provider, measure, memory};
 use crate::settings::find_library;
 
 /// More than any prompt has; what comes from a pipe is not read without end.
@@ -18,58 +20,56 @@ const MAX_INPUT_BYTES: u64 = 64 << 20;
 
 /// Runs the command in the process's own world.
 pub async fn run(args: Model) -> ExitCode {
-    ExitCode::from(World::real(async |world| run_in(args, world)).await)
+    ExitCode::from(World::real(async |world| run_in(args, world).await).await)
 }
 
 /// Runs the command; gives its exit code.
-pub fn run_in(args: Model, world: &mut World<'_>) -> u8 {
+pub async fn run_in(args: Model, world: &mut World<'_>) -> u8 {
     let done = match args.command {
         ModelCommand::Check(args) => check(&args, world),
         ModelCommand::Plan(args) => plan(&args, world),
         ModelCommand::Tokenize(args) => tokenize(&args, world),
         ModelCommand::Render(args) => render(&args, world),
+        ModelCommand::Prepare(args) => super::prepare::prepare(&args, world),
+        ModelCommand::Pull(args) => Box::pin(models::pull(&args, world)).await,
+        ModelCommand::Import(args) => models::import(&args, world),
+        ModelCommand::Export(args) => models::export(&args, world),
+        ModelCommand::List(args) => models::list(&args, world),
+        ModelCommand::Verify(args) => models::verify(&args, world),
+        ModelCommand::Use(args) => Box::pin(models::use_model(&args, world)).await,
+        ModelCommand::Rollback(args) => Box::pin(models::rollback(&args, world)).await,
+        ModelCommand::Rm(args) => models::remove(&args, world),
     };
     match done {
         Ok(code) => code,
         Err(error) => {
             world.complain(&*error);
-            exit::FAILURE
+            models::exit_code(&*error)
         }
     }
 }
 
-type Done = Result<u8, Box<dyn std::error::Error>>;
+pub(super) type Done = Result<u8, Box<dyn std::error::Error>>;
 
 fn check(args: &Check, world: &mut World<'_>) -> Done {
-    let model = match inspect::check(&args.folder) {
-        Ok(model) => model,
+    let checked = inspect::check(&args.folder).map_err(Box::from).and_then(|model| {
+        let loaded = args.load.then(|| load(args, world)).transpose()?;
+        Ok((model, loaded))
+    });
+    let (model, loaded) = match checked {
+        Ok(checked) => checked,
         Err(error) if args.json => {
-            let error = super::with_causes(&error);
+            let error = super::with_causes(&*error);
             world.print(&format!("{}\n", json!({"ok": false, "error": error})))?;
             return Ok(exit::FAILURE);
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(error),
     };
     let root = args.folder.canonicalize()?;
     let short = |path: &Path| path.strip_prefix(&root).unwrap_or(path).display().to_string();
     let variants: Vec<String> = model.variants.iter().map(|path| short(path)).collect();
     if args.json {
-        let object = json!({
-            "ok": true,
-            "name": model.name,
-            "architecture": model.architecture,
-            "graph": model.graph,
-            "variants": model.variants,
-            "context": model.context,
-            "vocab_size": model.vocab_size,
-            "layers": model.layers,
-            "kv_cache": model.cache,
-            "shared_buffer": model.shares_buffer,
-            "bytes": model.bytes,
-            "chat_template": model.chat,
-            "eos_token_ids": model.eos,
-            "warnings": model.warnings,
-        });
+        let object = as_json(&model, loaded.as_ref());
         world.print(&format!("{object}\n"))?;
         return Ok(exit::OK);
     }
@@ -85,9 +85,9 @@ fn check(args: &Check, world: &mut World<'_>) -> Done {
         bytes(model.bytes),
         model.cache,
         if model.shares_buffer {
-            ", several prompts in one step"
+            ", past and present in one buffer"
         } else {
-            ", one prompt in a step"
+            ", copied in each step"
         },
     );
     if !variants.is_empty() {
@@ -96,9 +96,84 @@ fn check(args: &Check, world: &mut World<'_>) -> Done {
         text += &also;
         text += " (name the file instead of the folder to run it)\n";
     }
+    text.extend(loaded.map(|facts| {
+        let each: Vec<String> = (facts.placement.nodes.iter())
+            .map(|(provider, count)| format!("{count} nodes on {provider}"))
+            .collect();
+        let why = facts.placement.why.map(|why| format!(" ({why})")).unwrap_or_default();
+        format!("loaded by ONNX Runtime {}: {}{why}\n", facts.runtime_version, each.join(", "))
+    }));
     world.print(&text)?;
     warn(world, &model.warnings);
     Ok(exit::OK)
+}
+
+/// All that is known of a model, for programs.
+fn as_json(model: &inspect::Checked, loaded: Option<&Facts>) -> Value {
+    let mut object = json!({
+        "ok": true,
+        "name": model.name,
+        "architecture": model.architecture,
+        "graph": model.graph,
+        "variants": model.variants,
+        "context": model.context,
+        "vocab_size": model.vocab_size,
+        "layers": model.layers,
+        "kv_cache": model.cache,
+        "shared_buffer": model.shares_buffer,
+        "bytes": model.bytes,
+        "chat_template": model.chat,
+        "eos_token_ids": model.eos,
+        "warnings": model.warnings,
+    });
+    if let Some(facts) = loaded {
+        let nodes: Map<String, Value> = (facts.placement.nodes.iter())
+            .map(|(provider, count)| (provider.clone(), (*count).into()))
+            .collect();
+        object["loaded"] = json!({
+            "provider": facts.placement.provider,
+            "provider_reason": facts.placement.why,
+            "nodes": nodes,
+            "runtime_version": facts.runtime_version,
+            "threads": facts.threads,
+        });
+    }
+    object
+}
+
+/// Loads the model for one short prompt.
+fn load(args: &Check, world: &World<'_>) -> Result<Facts, Box<dyn std::error::Error>> {
+    let config = Config {
+        model: args.folder.clone(),
+        library: library(args.library.as_deref(), world)?,
+        execution: Execution { provider: provider(args.provider), ..Execution::default() },
+        store: None,
+        hashes: None,
+        slots: 1,
+        // Whether a full context fits is what `plan` tells.
+        context: 64,
+        prefill_chunk: 0,
+    };
+    let loaded = inference::load(&config, Arc::new(Instant::now), &mut |_| {})?;
+    Ok(loaded.facts)
+}
+
+/// A provider as it is typed.
+pub(super) fn provider(typed: args::Provider) -> Provider {
+    match typed {
+        args::Provider::Auto => Provider::Auto,
+        args::Provider::Cpu => Provider::Cpu,
+        args::Provider::Cuda => Provider::Cuda,
+    }
+}
+
+/// libonnxruntime as typed, or where it is looked for.
+pub(super) fn library(
+    typed: Option<&Path>,
+    world: &World<'_>,
+) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let named = (world.environment)("ORT_DYLIB_PATH").and_then(|path| path.into_string().ok());
+    Ok(find_library(typed, named.as_deref(), &std::env::current_exe()?)?.path)
 }
 
 fn warn(world: &mut World<'_>, warnings: &[String]) {
@@ -109,8 +184,15 @@ fn warn(world: &mut World<'_>, warnings: &[String]) {
 }
 
 fn plan(args: &Plan, world: &mut World<'_>) -> Done {
-    let (plan, warnings) = inspect::plan(&args.folder, args.slots, args.context)?;
-    let measured = if args.measure { Some(measured(args, &plan, world)?) } else { None };
+    let needs_library = args.measure || args.store.is_some();
+    let library = needs_library.then(|| library(args.library.as_deref(), world)).transpose()?;
+    let copies = args.store.as_deref().zip(library.as_deref());
+    let copies = copies.map(|(store, library)| inspect::Copies { store, library });
+    let (plan, warnings) = inspect::plan(&args.folder, args.slots, args.context, copies)?;
+    let measured = library
+        .filter(|_| args.measure)
+        .map(|library| measured(args, &plan, library))
+        .transpose()?;
     let code = if plan.fits() { exit::OK } else { exit::FAILURE };
     if args.json {
         let mut object = json!({
@@ -178,20 +260,19 @@ fn plan(args: &Plan, world: &mut World<'_>) -> Done {
 fn measured(
     args: &Plan,
     plan: &memory::Plan,
-    world: &World<'_>,
-) -> Result<measure::Measured, Box<dyn std::error::Error>> {
-    let named = (world.environment)("ORT_DYLIB_PATH").and_then(|path| path.into_string().ok());
-    let library =
-        find_library(args.library.as_deref(), named.as_deref(), &std::env::current_exe()?)?;
+    library: PathBuf,
+) -> Result<measure::Measured, inference::LoadError> {
     let config = Config {
         model: args.folder.clone(),
-        library: library.path,
-        threads: 0,
+        library,
+        execution: Execution { provider: Provider::Cpu, ..Execution::default() },
+        store: args.store.clone(),
+        hashes: None,
         slots: args.slots,
         context: plan.context,
         prefill_chunk: 0,
     };
-    Ok(measure::measure(&config, plan.context)?)
+    measure::measure(&config, plan.context)
 }
 
 fn tokenize(args: &Tokenize, world: &mut World<'_>) -> Done {
@@ -263,7 +344,7 @@ fn input(world: &mut World<'_>) -> Result<String, Box<dyn std::error::Error>> {
 }
 
 /// Bytes for people, with three digits.
-fn bytes(bytes: u64) -> String {
+pub(super) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if bytes < 1024 {
         return format!("{bytes} bytes");

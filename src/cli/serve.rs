@@ -5,9 +5,10 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::args::{Engine, Serve};
+use super::args::{Engine, Serve, TrySandbox};
 use super::{exit, with_causes};
 use crate::engine::adapter;
+use crate::engine::escape::{Attempt, Outcome};
 use crate::settings::{Environment, Log, LogFormat};
 use crate::{daemon, settings, telemetry};
 
@@ -44,16 +45,32 @@ pub fn run(args: Serve, environment: &Environment) -> ExitCode {
 /// Runs the model for the service at the other end of standard input. Exit codes: [`adapter::run`]'s.
 pub fn engine(args: Engine, environment: &Environment) -> ExitCode {
     let format = if args.log_json { LogFormat::Json } else { LogFormat::Text };
-    let log = Log { level: args.log_level, format };
+    let log = Log { level: args.log_level, format, journal: args.log_journal, ..Log::default() };
     match telemetry::start(&log, is_journal(environment)) {
-        Ok(_) => adapter::run(),
+        Ok(_) => adapter::run(!args.no_sandbox),
         Err(message) => complain(&message, exit::USAGE),
     }
 }
 
-/// systemd sets this where standard error goes to the journal.
+/// `promptd try-sandbox`: one JSON object a line. Exit codes: 0 all refused, 1 something was possible.
+#[expect(clippy::print_stdout, reason = "it is for people and scripts")]
+pub fn try_sandbox(args: &TrySandbox) -> ExitCode {
+    let log = Log::default();
+    if let Err(message) = telemetry::start(&log, false) {
+        return complain(&message, exit::USAGE);
+    }
+    let tried = adapter::try_to_escape(&args.model, &args.library, &args.secrets);
+    let escaped = |attempt: &Attempt| attempt.outcome == Outcome::Possible;
+    let safe = tried.as_ref().is_some_and(|tried| !tried.iter().any(escaped));
+    for attempt in tried.into_iter().flatten() {
+        println!("{}", serde_json::json!(attempt));
+    }
+    ExitCode::from(if safe { exit::OK } else { exit::FAILURE })
+}
+
+/// Whether standard error goes to the journal.
 fn is_journal(environment: &Environment) -> bool {
-    environment.contains_key("JOURNAL_STREAM")
+    telemetry::is_journal(environment.get("JOURNAL_STREAM").map(String::as_str))
 }
 
 fn fail(error: &dyn Error, code: u8) -> ExitCode {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::args::Status;
 use super::http::{Client, Trouble};
 use super::world::clean;
-use super::{World, exit, socket_path};
+use super::{World, exit};
 
 /// Asks the service how it is, and prints it.
 pub async fn run(args: Status) -> ExitCode {
@@ -18,14 +18,9 @@ pub async fn run(args: Status) -> ExitCode {
 
 /// The same in a given world; returns the exit code.
 pub async fn run_in(args: Status, world: &mut World<'_>) -> u8 {
-    let socket = socket_path(args.socket, world.environment);
-    match Box::pin(show(&socket, args.json, world)).await {
-        Ok(code) => code,
-        Err(trouble) => {
-            world.complain(&trouble);
-            trouble.exit_code()
-        }
-    }
+    let socket = args.place.socket(world.environment);
+    let ended = Box::pin(show(&socket, args.json, world)).await;
+    world.end(ended)
 }
 
 async fn show(socket: &Path, as_json: bool, world: &mut World<'_>) -> Result<u8, Trouble> {
@@ -51,7 +46,7 @@ async fn show(socket: &Path, as_json: bool, world: &mut World<'_>) -> Result<u8,
     } else {
         table(&version, socket, &status)
     };
-    world.print(&text).map_err(Trouble::Output)?;
+    world.print(&text)?;
     Ok(code)
 }
 
@@ -80,6 +75,7 @@ fn table(version: &Value, socket: &Path, status: &Value) -> String {
             "runtime",
             format!("ONNX Runtime {runtime} on {provider}, {threads} threads, loaded in {ms} ms"),
         ));
+        rows.extend(nodes(model).map(|text| ("graph", text)));
     }
     let eta = status.pointer("/queue/eta_ms").and_then(Value::as_u64).filter(|eta| *eta > 0);
     let eta = eta.map(|eta| format!(", a new one would begin in {} s", eta / 1000));
@@ -92,10 +88,10 @@ fn table(version: &Value, socket: &Path, status: &Value) -> String {
             eta.unwrap_or_default()
         ),
     ));
+    rows.extend(board(status).map(|text| ("board", text)));
     rows.extend(record(status).map(|text| ("record", text)));
-    if let Some(error) = status.get("configuration_error") {
-        rows.push(("reload", format!("failed, the old configuration holds: {}", words(error))));
-    }
+    rows.extend(troubles(status));
+    rows.extend(broker(status).map(|text| ("broker", text)));
     let running = at("/slots/running");
     rows.push((
         "running",
@@ -137,6 +133,38 @@ fn table(version: &Value, socket: &Path, status: &Value) -> String {
     text
 }
 
+/// What did not go as the operator wanted it.
+fn troubles(status: &Value) -> Vec<(&'static str, String)> {
+    let tell = |key: &str, what: &str| {
+        status.get(key).filter(|why| !why.is_null()).map(|why| format!("{what}: {}", words(why)))
+    };
+    let reload = tell("configuration_error", "failed, the old configuration holds");
+    let back = tell("went_back", "to the model before, for the current one did not come up");
+    let reload = reload.map(|text| ("reload", text));
+    reload.into_iter().chain(back.map(|text| ("fallback", text))).collect()
+}
+
+/// How many nodes of the graph run where, and why there.
+fn nodes(model: &Value) -> Option<String> {
+    let nodes = model.get("nodes").and_then(Value::as_object).filter(|nodes| !nodes.is_empty())?;
+    let each: Vec<String> = nodes
+        .iter()
+        .map(|(name, count)| format!("{} nodes on {}", words(count), clean(name)))
+        .collect();
+    let why = model.get("provider_reason").filter(|why| !why.is_null()).map(words);
+    Some(each.join(", ") + &why.map(|why| format!(" ({why})")).unwrap_or_default())
+}
+
+/// What the board says, where that is news.
+fn board(status: &Value) -> Option<String> {
+    let board = status.get("board")?;
+    let held = board.get("throttled").and_then(Value::as_array).into_iter().flatten().map(words);
+    let short = board.get("short_of_memory").map(|why| format!("no new prompts: {}", words(why)));
+    let hot = board.get("celsius").map(|celsius| format!("about {} °C", words(celsius)));
+    let all: Vec<String> = hot.into_iter().chain(held).chain(short).collect();
+    (!all.is_empty()).then(|| all.join("; "))
+}
+
 /// How things are with what outlasts the service, where anything does.
 fn record(status: &Value) -> Option<String> {
     let record = status.get("record")?;
@@ -147,6 +175,17 @@ fn record(status: &Value) -> Option<String> {
     Some(format!(
         "{state}; {prompts} prompts, {waiting} rows wait for the disk, {replayed} prompts run again"
     ))
+}
+
+/// How it stands with the broker, where there is one.
+fn broker(status: &Value) -> Option<String> {
+    let broker = status.get("broker")?;
+    let at = |key: &str| words(broker.get(key).unwrap_or(&Value::Null));
+    Some(match (broker.get("connected"), broker.get("trouble")) {
+        (Some(Value::Bool(true)), _) => format!("{}, MQTT {}", at("url"), at("mqtt")),
+        (_, Some(_)) => format!("{}, not connected: {}", at("url"), at("trouble")),
+        _ => format!("{}, not connected yet", at("url")),
+    })
 }
 
 fn words(value: &Value) -> String {
@@ -167,7 +206,7 @@ mod tests {
         let status = json!({
             "state": "ready",
             "model": {"name": "demo", "architecture": "llama", "context": 512, "chat": true, "runtime_version": "1.24.0",
-                "provider": "CPU", "threads": 4, "load_ms": 80},
+                "provider": "CPU", "provider_reason": "no GPU", "nodes": {"CPU": 12}, "threads": 4, "load_ms": 80},
             "queue": {"waiting": 0, "limit": 32}, "slots": {"running": 1, "total": 2}, "engine_pid": 7,
             "counters": {"accepted": 3, "finished": 1, "refused": {"busy": 1}, "prompt_tokens": 40, "cached_tokens": 8,
                 "completion_tokens": 9, "engine_restarts": 0},
@@ -175,7 +214,8 @@ mod tests {
         assert_eq!(
             table(&version, Path::new("/run/s"), &status),
             "promptd 0.1.0 at /run/s\n  state    ready\n  model    demo (llama, 512 tokens of context, chat)\n  \
-             runtime  ONNX Runtime 1.24.0 on CPU, 4 threads, loaded in 80 ms\n  queue    0 waiting, 32 possible\n  \
+             runtime  ONNX Runtime 1.24.0 on CPU, 4 threads, loaded in 80 ms\n  \
+             graph    12 nodes on CPU (no GPU)\n  queue    0 waiting, 32 possible\n  \
              running  1 of 2\n  engine   process 7, restarted 0 times\n  prompts  3 accepted, 1 finished, 1 busy\n  \
              tokens   40 read (8 of them cached), 9 written\n"
         );

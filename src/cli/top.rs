@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::args::Top;
 use super::http::{Client, Trouble};
 use super::world::clean;
-use super::{World, exit, socket_path};
+use super::{World, exit};
 
 /// The most prompts that are shown: a screen has some twenty lines.
 const PROMPTS: usize = 12;
@@ -22,20 +22,12 @@ pub async fn run(args: Top) -> ExitCode {
 
 /// The same in a given world; returns the exit code.
 pub async fn run_in(args: Top, world: &mut World<'_>) -> u8 {
-    match Box::pin(watch(&args, world)).await {
-        Ok(()) => exit::OK,
-        Err(trouble) => {
-            let quiet = matches!(&trouble, Trouble::Output(source) if source.kind() == std::io::ErrorKind::BrokenPipe);
-            if !quiet {
-                world.complain(&trouble);
-            }
-            trouble.exit_code()
-        }
-    }
+    let ended = Box::pin(watch(&args, world)).await;
+    world.end(ended.map(|()| exit::OK))
 }
 
 async fn watch(args: &Top, world: &mut World<'_>) -> Result<(), Trouble> {
-    let socket = socket_path(args.socket.clone(), world.environment);
+    let socket = args.place.socket(world.environment);
     let client = Client { socket: &socket };
     let live = world.output_is_terminal && !args.once && !args.json;
     let mut before: Option<(Instant, u64, u64)> = None;
@@ -63,12 +55,10 @@ async fn watch(args: &Top, world: &mut World<'_>) -> Result<(), Trouble> {
             // Home, and clear what is behind: less flicker than clearing first. `print` takes escapes out.
             let text = screen(&view, &socket).replace('\n', "\u{1b}[K\n");
             let page = format!("\u{1b}[H{text}\u{1b}[J");
-            let written =
-                world.output.write_all(page.as_bytes()).and_then(|()| world.output.flush());
-            written.map_err(Trouble::Output)?;
+            world.print_raw(&page)?;
         } else {
             let text = if args.json { format!("{view}\n") } else { screen(&view, &socket) };
-            world.print(&text).map_err(Trouble::Output)?;
+            world.print(&text)?;
         }
         if args.once {
             return Ok(());

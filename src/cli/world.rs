@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Read, Write};
 
+use super::http::Trouble;
+
 /// The world around a command.
 pub struct World<'a> {
     /// The environment's variables.
@@ -44,13 +46,26 @@ impl World<'_> {
     }
 
     /// Writes a text at once; without control characters where a person reads.
-    pub(super) fn print(&mut self, text: &str) -> io::Result<()> {
-        if self.output_is_terminal {
-            self.output.write_all(clean(text).as_bytes())?;
-        } else {
-            self.output.write_all(text.as_bytes())?;
-        }
-        self.output.flush()
+    pub(super) fn print(&mut self, text: &str) -> Result<(), Trouble> {
+        if self.output_is_terminal { self.print_raw(&clean(text)) } else { self.print_raw(text) }
+    }
+
+    /// Writes a text at once, with what moves a terminal's cursor.
+    pub(super) fn print_raw(&mut self, text: &str) -> Result<(), Trouble> {
+        let written = self.output.write_all(text.as_bytes()).and_then(|()| self.output.flush());
+        written.map_err(Trouble::Output)
+    }
+
+    /// The exit code of a command that ended like this; what was wrong is said.
+    pub(super) fn end(&mut self, ended: Result<u8, Trouble>) -> u8 {
+        ended.unwrap_or_else(|trouble| {
+            // `promptd ask … | head` has seen enough; that is no error worth a word.
+            let quiet = matches!(&trouble, Trouble::Output(source) if source.kind() == io::ErrorKind::BrokenPipe);
+            if !quiet {
+                self.complain(&trouble);
+            }
+            trouble.exit_code()
+        })
     }
 
     /// Writes an error and its causes on one line.

@@ -1,9 +1,13 @@
 //! The wiring of `promptd serve`: the order in which the rooms are born, how they are told to end, and what is left when they have.
 
+mod heat;
+mod openings;
 mod reload;
+mod supervision;
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +18,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use self::openings::Openings;
 use self::reload::{Reload, first_line};
-use crate::control::{Control, ReloadRequest};
+use self::supervision::Operator;
+use crate::board::Board;
+use crate::control::Control;
 use crate::engine::client::{self, SpawnConfig};
 use crate::mqtt;
 use crate::record::{self, DiskError, Keeper, Record};
-use crate::scheduler::{self, Scheduler, State, Status};
+use crate::scheduler::{self, Scheduler, Status};
 use crate::settings::{self, LogFormat, Settings};
-use crate::socket::{self, App};
+use crate::socket::{self, App, Tls, TlsFiles};
 use crate::systemd::ServiceManager;
 use crate::{telemetry, wire};
 
@@ -55,6 +62,9 @@ pub enum DaemonError {
     /// A value of the configuration is wrong in a way that only its room knows.
     #[error("configuration: {0}")]
     Settings(String),
+    /// A task that has to last as long as the service ended before it.
+    #[error("{0} fell; the service ends so that it can be started again. Please report this")]
+    Fell(&'static str),
     /// The system does not give what every process gets.
     #[error("cannot set up the service")]
     System(#[source] std::io::Error),
@@ -79,9 +89,10 @@ pub fn run(
     level: telemetry::Level,
 ) -> Result<(), DaemonError> {
     let plan = Plan::new(settings, surroundings.clone())?;
-    let reload = Reload::new(settings.clone(), surroundings, plan.limits.clone(), reread, level);
+    let reload = Reload::new(settings.clone(), surroundings, reread, level);
     let _state = settings.state.dir.as_deref().map(lock_state).transpose()?.flatten();
     let record = settings.state.record_dir();
+    ServiceManager::from_environment().opening("opening what an earlier promptd left to do");
     let record = record.map(|dir| Record::open(dir, record::Pace::default())).transpose()?;
     // One thread: the service moves bytes, and the board's cores belong to the model.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -98,6 +109,36 @@ pub fn run(
 /// [`DaemonError::Settings`] with the key.
 pub fn check(settings: &Settings, surroundings: Surroundings) -> Result<(), DaemonError> {
     Plan::new(settings, surroundings).map(|_| ())
+}
+
+/// The engine that the service would start with these settings.
+pub fn engine(settings: &Settings, surroundings: Surroundings) -> SpawnConfig {
+    let Surroundings { program, environment } = surroundings;
+    let load = reload::load_request(settings, &program, &environment);
+    let mut engine = SpawnConfig::new(program, environment, load);
+    engine.arguments.extend(["--log-level".into(), settings.log.level.clone().into()]);
+    if settings.log.format == LogFormat::Json {
+        engine.arguments.push("--log-json".into());
+    }
+    if let Some(journal) = &settings.log.journal {
+        engine.arguments.extend(["--log-journal".into(), journal.clone().into()]);
+    }
+    if !settings.runtime.sandbox {
+        engine.arguments.push("--no-sandbox".into());
+    }
+    engine
+}
+
+/// The model folder that these settings mean at present.
+pub fn model_folder(settings: &Settings) -> PathBuf {
+    reload::model_folder(settings)
+}
+
+/// The brokers that these settings name: host and port. What is no address is [`check`]'s to tell.
+pub fn brokers(settings: &Settings) -> Vec<(String, u16)> {
+    let urls = settings.mqtt.iter().flat_map(|mqtt| mqtt.url.iter().chain(&mqtt.urls));
+    let parsed = urls.filter_map(|url| mqtt::BrokerUrl::parse(url).ok());
+    parsed.map(|broker| (broker.host, broker.port)).collect()
 }
 
 /// Reads the settings again from where they came from; an error is one line.
@@ -118,6 +159,10 @@ struct Plan {
     scheduler: scheduler::Config,
     sockets: socket::Config,
     hosts: Vec<String>,
+    metrics: Option<SocketAddr>,
+    board: Board,
+    log_content: bool,
+    page: bool,
     mqtt: Option<mqtt::Config>,
     policy: wire::Policy,
     mqtt_admin: bool,
@@ -128,32 +173,38 @@ struct Plan {
 impl Plan {
     fn new(settings: &Settings, surroundings: Surroundings) -> Result<Plan, DaemonError> {
         let Surroundings { program, environment } = surroundings;
-        let limits = wire::Limits {
-            payload_bytes: usize::try_from(settings.limits.payload_bytes).unwrap_or(usize::MAX),
-            ..wire::Limits::default()
-        };
+        let limits = reload::limits(settings);
+        let credentials = environment
+            .iter()
+            .find(|(name, _)| name == "CREDENTIALS_DIRECTORY")
+            .map(|(_, value)| PathBuf::from(value));
         let policy = reload::policy(settings, &limits)?;
         check_tcp(settings, &policy)?;
-        let load = reload::load_request(settings, &program, &environment);
         let sockets = settings.socket.clone().unwrap_or_default();
         let node =
             settings.mqtt.as_ref().and_then(|mqtt| mqtt.node.clone()).unwrap_or_else(host_name);
-        let mut engine = SpawnConfig::new(program, environment, load);
-        engine.arguments.extend(["--log-level".into(), settings.log.level.clone().into()]);
-        if settings.log.format == LogFormat::Json {
-            engine.arguments.push("--log-json".into());
-        }
+        let engine = self::engine(settings, Surroundings { program, environment });
+        let scheduler_config = reload::scheduler_config(settings, &engine.load);
         Ok(Plan {
             engine,
-            scheduler: reload::scheduler_config(settings),
+            scheduler: scheduler_config,
             hosts: sockets.tcp_hosts.clone(),
+            metrics: settings.metrics.tcp,
+            board: Board::at(&settings.board.root),
+            log_content: settings.log.content,
+            page: sockets.tcp_page,
             sockets: socket::Config {
                 path: sockets.path,
                 lines_path: sockets.lines_path,
                 tcp: sockets.tcp,
+                tls: tls_files(settings),
                 ..Default::default()
             },
-            mqtt: settings.mqtt.as_ref().map(|mqtt| mqtt_config(mqtt, &node)).transpose()?,
+            mqtt: settings
+                .mqtt
+                .as_ref()
+                .map(|mqtt| mqtt_config(mqtt, &node, credentials.as_deref()))
+                .transpose()?,
             policy,
             mqtt_admin: settings.mqtt.as_ref().is_some_and(|mqtt| mqtt.admin),
             limits,
@@ -172,7 +223,10 @@ async fn serve(
     let mut signals = Signals::new().map_err(DaemonError::System)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::System)?;
     let (http, lines) = open_sockets(&plan.sockets)?;
-    let tcp = plan.sockets.tcp.map(socket::bind_tcp).transpose()?;
+    let tls = plan.sockets.tls.clone().map(Tls::read).transpose().map_err(DaemonError::Settings)?;
+    let tcp = plan.sockets.tcp.map(|address| socket::bind_tcp(address, tls.clone())).transpose()?;
+    reload.renews(tls);
+    let metrics = plan.metrics.map(|address| socket::bind_tcp(address, None)).transpose()?;
 
     let port = client::supervise(plan.engine);
     let (scheduler, actor) = Scheduler::with_record(plan.scheduler, port, record.as_ref());
@@ -180,35 +234,37 @@ async fn serve(
     let (leave, leaving) = watch::channel(false);
     let (policy, policies) = wire::Policies::new(plan.policy);
     let (ask_reload, mut reloads) = mpsc::channel(RELOADS);
-    let control = Control::new(scheduler.clone(), ask_reload);
+    let level = reload.level();
+    let control = Control::new(scheduler.clone(), ask_reload, move |text| level.name(text));
     let app =
         App::new(scheduler.clone(), policies.clone(), plan.limits.clone(), Some(plan.node.clone()));
-    let app = Arc::new(app.with_control(control.clone()).with_hosts(plan.hosts));
+    let (broker_state, told_of_broker) = watch::channel(wire::Broker::default());
+    let told_of_broker = plan.mqtt.is_some().then_some(told_of_broker);
+    let app = app
+        .with_control(control.clone())
+        .with_hosts(plan.hosts)
+        .with_page(plan.page)
+        .with_broker(told_of_broker);
+    let app = Arc::new(app.with_board(plan.board.clone()));
+    scheduler.traffic().log_content(plan.log_content);
     let (mut sockets, mut broker) = (JoinSet::new(), JoinSet::new());
-    for bound in [http, tcp].into_iter().flatten() {
-        sockets.spawn(socket::serve(bound, Arc::clone(&app), told(stopping.clone())));
-    }
-    if let Some(bound) = lines {
-        sockets.spawn(socket::serve_lines(bound, Arc::clone(&app), told(stopping)));
-    }
+    Openings { http, tcp, lines, metrics }.serve(&mut sockets, &app, &stopping);
     // Only the doors keep handles on the scheduler, so that it ends with them.
     drop(app);
+    let control = plan.mqtt_admin.then_some(control);
     if let Some(config) = plan.mqtt {
         let facts = mqtt::Facts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             policies,
-            control: plan.mqtt_admin.then_some(control),
+            control,
             limits: plan.limits,
+            broker: broker_state,
             record,
+            board: plan.board,
         };
-        let door = mqtt::serve(config, scheduler.clone(), facts, leaving);
-        broker.spawn(async move {
-            if let Err(error) = door.await {
-                tracing::error!(%error, "the MQTT door stays closed");
-            }
-        });
+        broker.spawn(mqtt_door(config, scheduler.clone(), facts, leaving));
     }
-    manager.ready(&sentence(&scheduler.status().borrow()));
+    manager.ready(&supervision::sentence(&scheduler.status().borrow(), Duration::ZERO));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = plan.node, "the doors are open");
 
     let operator = Operator {
@@ -217,7 +273,8 @@ async fn serve(
         reloads: &mut reloads,
         policy: &policy,
     };
-    watch_over(manager, &scheduler, &mut signals, operator).await;
+    let doors = (&mut sockets, &mut broker);
+    let left = supervision::watch_over(manager, &scheduler, &mut signals, operator, doors).await;
     // Who asks for it from now on is told that promptd stops.
     drop(reloads);
     let grace = reload.grace();
@@ -238,13 +295,28 @@ async fn serve(
     if tokio::time::timeout(FAREWELL, actor).await.is_err() {
         tracing::warn!("the engine did not end in time");
     }
+    close(keeper).await;
+    tracing::info!("stopped");
+    left
+}
+
+async fn close(keeper: Option<Keeper>) {
     if let Some(keeper) = keeper
         && !keeper.close(FAREWELL).await
     {
         tracing::warn!("the record could not be written to its end");
     }
-    tracing::info!("stopped");
-    Ok(())
+}
+
+async fn mqtt_door(
+    config: mqtt::Config,
+    scheduler: Scheduler,
+    facts: mqtt::Facts,
+    leaving: watch::Receiver<bool>,
+) {
+    if let Err(error) = mqtt::serve(config, scheduler, facts, leaving).await {
+        tracing::error!(%error, "the MQTT door stays closed");
+    }
 }
 
 /// TCP wants a key of whoever comes; without one nobody could ask, and nobody shall ask without.
@@ -258,10 +330,20 @@ fn check_tcp(settings: &Settings, policy: &wire::Policy) -> Result<(), DaemonErr
         );
         return Err(DaemonError::Settings(message));
     }
-    if !address.ip().is_loopback() {
-        tracing::warn!(%address, "API keys and prompts travel unencrypted to this address; put TLS in front of it");
+    if let Some(files) = tls_files(settings) {
+        Tls::read(files).map_err(DaemonError::Settings)?;
+    } else if !address.ip().is_loopback() {
+        let reason = settings.socket.as_ref().and_then(|socket| socket.tcp_without_tls.as_deref());
+        tracing::warn!(%address, reason, "API keys and prompts travel unencrypted to this address");
     }
     Ok(())
+}
+
+/// Certificate and key of the TCP listener, where there is one.
+fn tls_files(settings: &Settings) -> Option<TlsFiles> {
+    let socket = settings.socket.as_ref().filter(|socket| socket.tcp.is_some())?;
+    let (certificate, key) = (socket.tcp_certificate_file.clone()?, socket.tcp_key_file.clone()?);
+    Some(TlsFiles { certificate, key })
 }
 
 /// The HTTP socket and the line socket: the service manager's where it opened them, else our own.
@@ -283,47 +365,6 @@ fn open_sockets(
         tracing::warn!(socket = name, "nobody knows this socket; `http` and `lines` are the names");
     }
     Ok(sockets)
-}
-
-/// Tells the service manager how things are until somebody wants the service to end.
-async fn watch_over(
-    manager: ServiceManager,
-    scheduler: &Scheduler,
-    signals: &mut Signals,
-    operator: Operator<'_>,
-) {
-    let Operator { hangup, reload, reloads, policy } = operator;
-    let mut status = scheduler.status();
-    // Without a watchdog nobody listens: any long time will do.
-    let beat = manager.watchdog_interval().unwrap_or(Duration::from_secs(3600));
-    let mut beats = tokio::time::interval(beat);
-    let mut said = State::default();
-    loop {
-        tokio::select! {
-            () = signals.next() => return,
-            _ = hangup.recv() => {
-                manager.reloading();
-                // What is wrong is in the log and in the status.
-                let _ = reload.now(scheduler, policy).await;
-                manager.ready(&sentence(&status.borrow()));
-            }
-            Some(answer) = reloads.recv() => {
-                let _ = answer.send(reload.now(scheduler, policy).await);
-            }
-            _ = beats.tick() => manager.alive(),
-            changed = status.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                let status = status.borrow_and_update().clone();
-                if status.state != said {
-                    said = status.state.clone();
-                    announce(&status);
-                    manager.status(&sentence(&status));
-                }
-            }
-        }
-    }
 }
 
 /// Waits until accepted prompts have ended and the sockets have handed their answers over: first as long as they may
@@ -364,51 +405,6 @@ async fn all_closed(doors: &mut JoinSet<()>) {
 async fn told(mut stopping: watch::Receiver<bool>) {
     // An error means that the sender is gone, and then it is over as well.
     let _ = stopping.wait_for(|stop| *stop).await;
-}
-
-/// The state in a log line, once for each change.
-fn announce(status: &Status) {
-    match &status.state {
-        State::Ready => {
-            if let Some(model) = &status.model {
-                tracing::info!(
-                    model = model.name,
-                    context = model.context,
-                    slots = model.slots,
-                    threads = model.threads,
-                    onnxruntime = model.runtime_version,
-                    provider = model.provider,
-                    load_ms = model.load_ms,
-                    "the model answers"
-                );
-            }
-        }
-        State::ModelFailed(refusal) => tracing::error!("{}", refusal.message),
-        State::Loading(stage) => tracing::debug!(stage = stage.as_str(), "loading"),
-        State::Unloaded | State::Draining => {}
-    }
-}
-
-/// The state for `systemctl status`.
-fn sentence(status: &Status) -> String {
-    match &status.state {
-        State::Loading(stage) => format!("loading: {}", stage.as_str()),
-        State::Ready => {
-            let name = status.model.as_ref().map_or("", |model| model.name.as_str());
-            format!("answering with {name}")
-        }
-        State::Unloaded => "no model is loaded; the next prompt loads it".to_owned(),
-        State::ModelFailed(refusal) => format!("no model: {}", refusal.message),
-        State::Draining => "stopping".to_owned(),
-    }
-}
-
-/// What an operator may want while the service runs.
-struct Operator<'a> {
-    hangup: &'a mut Signal,
-    reload: &'a mut Reload,
-    reloads: &'a mut mpsc::Receiver<ReloadRequest>,
-    policy: &'a watch::Sender<Arc<wire::Policy>>,
 }
 
 /// SIGTERM and Ctrl-C.
@@ -465,20 +461,56 @@ fn is_passing(error: &std::io::Error) -> bool {
 }
 
 /// The MQTT door's configuration: address, names and password.
-fn mqtt_config(mqtt: &settings::Mqtt, node: &str) -> Result<mqtt::Config, DaemonError> {
+///
+/// `credentials` is systemd's `$CREDENTIALS_DIRECTORY`: what lies there under the name of a key's file stands in for the key.
+fn mqtt_config(
+    mqtt: &settings::Mqtt,
+    node: &str,
+    credentials: Option<&Path>,
+) -> Result<mqtt::Config, DaemonError> {
+    let file = |key: &Option<PathBuf>, name: &str| {
+        let credential = || credentials.map(|dir| dir.join(name)).filter(|file| file.is_file());
+        key.clone().or_else(credential)
+    };
+    let password_file = file(&mqtt.password_file, "mqtt-password");
     let wrong = |key: &str, error: &dyn std::fmt::Display| {
         DaemonError::Settings(format!("`mqtt.{key}`: {error}"))
     };
-    let broker = mqtt::BrokerUrl::parse(&mqtt.url).map_err(|error| wrong("url", &error))?;
-    let password = mqtt.password_file.as_deref().map(first_line).transpose();
+    let urls = mqtt.urls.iter().map(|url| ("urls", url));
+    let urls = mqtt.url.iter().map(|url| ("url", url)).chain(urls);
+    let brokers: Vec<_> = urls
+        .map(|(key, url)| mqtt::BrokerUrl::parse(url).map_err(|error| wrong(key, &error)))
+        .collect::<Result<_, _>>()?;
+    let Some(broker) = brokers.first().cloned() else {
+        return Err(DaemonError::Settings(
+            "`mqtt.url` is missing: the broker's address, such as \"mqtt://localhost:1883\""
+                .to_owned(),
+        ));
+    };
+    // That it can be read is seen now; what is in it counts for each connection.
+    let password = password_file.as_deref().map(first_line).transpose();
+    password.map_err(|error| wrong("password_file", &error))?;
     let config = mqtt::Config {
         username: mqtt.username.clone(),
-        password: password.map_err(|error| wrong("password_file", &error))?,
+        brokers,
+        password_file,
+        tls: mqtt::TlsFiles {
+            ca: file(&mqtt.tls.ca_file, "mqtt-ca"),
+            certificate: file(&mqtt.tls.certificate_file, "mqtt-certificate"),
+            key: file(&mqtt.tls.key_file, "mqtt-key"),
+            alpn: mqtt.tls.alpn.clone(),
+            allow_tls12: mqtt.tls.allow_tls12,
+        },
         base_topic: mqtt.base_topic.clone(),
         client_id: mqtt.client_id.clone(),
         keep_alive: Duration::from_secs(mqtt.keep_alive_seconds.into()),
         reply_prefixes: mqtt.reply_prefixes.clone(),
         restrict_response_topics: mqtt.restrict_response_topics,
+        discovery_prefix: mqtt.discovery_prefix.clone(),
+        fleet: mqtt.fleet.as_ref().map(|fleet| mqtt::FleetConfig {
+            group: fleet.group.clone(),
+            high_water: fleet.high_water.into(),
+        }),
         ..mqtt::Config::new(broker, node)
     };
     config.check().map_err(|error| DaemonError::Settings(format!("`mqtt`: {error}")))?;

@@ -5,39 +5,110 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::heat::Heat;
 use super::{DaemonError, Reread, Surroundings};
-use crate::engine::frames::{LoadRequest, VERSION};
+use crate::board::Board;
+use crate::engine::frames::{Execution, LoadRequest, Provider, VERSION};
 use crate::identity::Access;
 use crate::request::Refusal;
-use crate::scheduler::{self, Scheduler};
+use crate::scheduler::{self, PinnedProfile, Scheduler};
 use crate::session;
 use crate::settings::{self, Settings};
+use crate::socket::Tls;
+use crate::store::{ModelName, Store};
 use crate::{telemetry, wire};
 
 /// What holds now, and where to read it again.
 pub(super) struct Reload {
     settings: Settings,
     surroundings: Surroundings,
-    limits: wire::Limits,
     load: LoadRequest,
     reread: Box<Reread>,
     level: telemetry::Level,
+    /// Whose certificate may have been renewed.
+    tls: Option<Tls>,
+    heat: Heat,
 }
 
 impl Reload {
     pub(super) fn new(
         settings: Settings,
         surroundings: Surroundings,
-        limits: wire::Limits,
         reread: Box<Reread>,
         level: telemetry::Level,
     ) -> Self {
         let load = load_request(&settings, &surroundings.program, &surroundings.environment);
-        Reload { settings, surroundings, limits, load, reread, level }
+        Reload { settings, surroundings, load, reread, level, tls: None, heat: Heat::default() }
+    }
+
+    /// Has this certificate read again too.
+    pub(super) fn renews(&mut self, tls: Option<Tls>) {
+        self.tls = tls;
+    }
+
+    /// Looks at the board: the scheduler is told what it says, and where it is too hot the model gets fewer threads.
+    pub(super) async fn look(&mut self, scheduler: &Scheduler) {
+        let board = &self.settings.board;
+        let reading = Board::at(&board.root).read();
+        let limit = board.hot_celsius.map(f64::from);
+        let changed = self.heat.judge(limit, reading.temperature, Instant::now());
+        scheduler.sense(reading).await;
+        if !changed {
+            return;
+        }
+        if self.heat.is_hot() {
+            tracing::warn!(
+                threads = board.hot_threads,
+                "the board is hot: the model runs with fewer threads"
+            );
+        } else {
+            tracing::info!("the board is cool again: the model runs with all its threads");
+        }
+        let load = self.load(&self.settings);
+        if load != self.load {
+            self.load = load.clone();
+            let config = scheduler_config(&self.settings, &load);
+            scheduler.configure(config, Some(load), false).await;
+        }
+    }
+
+    /// What the engine is to load, as hot as the board is.
+    fn load(&self, settings: &Settings) -> LoadRequest {
+        let Surroundings { program, environment } = &self.surroundings;
+        let mut load = load_request(settings, program, environment);
+        if self.heat.is_hot() {
+            let hot = settings.board.hot_threads;
+            let threads = load.execution.threads;
+            load.execution.threads = if threads == 0 { hot } else { threads.min(hot) };
+            // As many processors as threads, where they are named.
+            load.execution.cores.truncate(usize::from(load.execution.threads));
+        }
+        load
+    }
+
+    /// What is logged, for whoever may change it.
+    pub(super) fn level(&self) -> telemetry::Level {
+        self.level.clone()
+    }
+
+    /// The scheduler has gone back to the model before: so does `current`, that the next start begins with what works.
+    pub(super) fn went_back(&mut self) {
+        let Some(store) = followed(&self.settings) else { return };
+        let failed = self.load.model.file_name().and_then(|name| name.to_str());
+        let Some(failed) = failed.and_then(|name| name.parse::<ModelName>().ok()) else { return };
+        if let Some(back) = fallback(&self.settings, &self.load) {
+            self.load = *back;
+        }
+        match store.give_up(&failed) {
+            Ok(()) => tracing::warn!(%failed, "`current` is the model before again"),
+            Err(error) => {
+                tracing::error!(%failed, %error, "`current` could not be put back: the next start tries this model again");
+            }
+        }
     }
 
     /// How long accepted prompts have to end when promptd stops.
@@ -56,8 +127,11 @@ impl Reload {
     ) -> Result<(), Refusal> {
         let read = (self.reread)().and_then(|settings| {
             telemetry::check(&settings.log)?;
-            let policy = self::policy(&settings, &self.limits);
-            policy.map(|policy| (settings, policy)).map_err(|error| error.to_string())
+            let policy =
+                self::policy(&settings, &limits(&settings)).map_err(|error| error.to_string())?;
+            // The files' names wait for a restart, what is in them does not.
+            self.tls.as_ref().map_or(Ok(()), Tls::renew)?;
+            Ok((settings, policy))
         });
         let (settings, new) = match read {
             Ok(read) => read,
@@ -74,26 +148,48 @@ impl Reload {
                 "changes in these sections wait for a restart"
             );
         }
-        let Surroundings { program, environment } = &self.surroundings;
-        let load = load_request(&settings, program, environment);
+        let load = self.load(&settings);
         let changed = (load != self.load).then(|| load.clone());
         tracing::info!(
             profiles = new.profiles.names().count(),
             another_model = changed.is_some(),
             "the configuration was read again"
         );
-        if settings.log.level != self.settings.log.level && self.level.set(&settings.log).is_ok() {
+        // What an operator has set since is over with it: the file holds.
+        if self.level.set(&settings.log).is_ok() && settings.log.level != self.settings.log.level {
             tracing::info!(
                 level = settings.log.level,
                 "the log level changed; the engine keeps its own until promptd restarts"
             );
         }
+        scheduler.traffic().log_content(settings.log.content);
+        let config = scheduler_config(&settings, &load);
         self.load = load;
         policy.send_replace(Arc::new(new));
-        scheduler.configure(scheduler_config(&settings), changed, true).await;
+        scheduler.configure(config, changed, true).await;
         self.settings = settings;
         Ok(())
     }
+}
+
+/// The folder that `model.path` means at present: the name of a kept model, and `current` above all, is looked up.
+pub(super) fn model_folder(settings: &Settings) -> PathBuf {
+    let store = settings.state.models_dir().map(Store::at);
+    let path = &settings.model.path;
+    store.map_or_else(|| path.clone(), |store| store.resolve(path))
+}
+
+/// The models among which `current` is, where `model.path` follows it.
+fn followed(settings: &Settings) -> Option<Store> {
+    let store = settings.state.models_dir().map(Store::at)?;
+    store.follows_current(&settings.model.path).then_some(store)
+}
+
+/// What is loaded where the current model does not come up: the one before.
+fn fallback(settings: &Settings, load: &LoadRequest) -> Option<Box<LoadRequest>> {
+    let store = followed(settings)?;
+    let model = store.folder(&store.previous()?);
+    (model != load.model && model.is_dir()).then(|| Box::new(LoadRequest { model, ..load.clone() }))
 }
 
 /// The sections that are read once, and that are not what they were.
@@ -105,12 +201,28 @@ fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
         ("mqtt", differ(&old.mqtt, &new.mqtt)),
         ("socket", differ(&old.socket, &new.socket)),
         ("state", differ(&old.state, &new.state)),
-        ("limits", differ(&old.limits, &new.limits)),
+        ("metrics", differ(&old.metrics, &new.metrics)),
+        (
+            "limits.payload_bytes over MQTT",
+            // What is smaller than the connection allows is refused by promptd; what is larger the broker keeps back.
+            new.mqtt.is_some() && new.limits.payload_bytes > old.limits.payload_bytes,
+        ),
+        ("board.root", old.board.root != new.board.root),
+        ("log.journal", old.log.journal != new.log.journal),
+        ("runtime.sandbox", old.runtime.sandbox != new.runtime.sandbox),
         ("log.format", differ(&old.log.format, &new.log.format)),
     ]
     .into_iter()
     .filter_map(|(section, differs)| differs.then_some(section))
     .collect()
+}
+
+/// How large requests may be.
+pub(super) fn limits(settings: &Settings) -> wire::Limits {
+    wire::Limits {
+        payload_bytes: usize::try_from(settings.limits.payload_bytes).unwrap_or(usize::MAX),
+        ..wire::Limits::default()
+    }
 }
 
 /// Profiles and clients, checked.
@@ -134,7 +246,7 @@ pub(super) fn policy(
     let access = Access::new(clients, first_line).map_err(|(key, what)| {
         DaemonError::Settings(format!("`{}`: {what}", key.trim_end_matches('.')))
     })?;
-    Ok(wire::Policy { profiles, access })
+    Ok(wire::Policy { profiles, access, payload_bytes: Some(limits.payload_bytes) })
 }
 
 /// What the engine is to load.
@@ -145,21 +257,33 @@ pub(super) fn load_request(
 ) -> LoadRequest {
     LoadRequest {
         version: VERSION,
-        model: settings.model.path.clone(),
+        model: model_folder(settings),
         library: library(settings, program, environment),
-        threads: settings.runtime.threads,
+        execution: Execution {
+            provider: match settings.runtime.provider {
+                settings::Provider::Auto => Provider::Auto,
+                settings::Provider::Cpu => Provider::Cpu,
+                settings::Provider::Cuda => Provider::Cuda,
+            },
+            threads: settings.runtime.threads,
+            cores: settings.runtime.cores.clone(),
+            spinning: settings.runtime.spinning,
+        },
+        trusted: settings.model.trusted_keys.clone(),
+        store: settings.state.models_dir(),
         slots: settings.model.slots,
         context: settings.model.context,
     }
 }
 
 /// What the operator decides about the queue.
-pub(super) fn scheduler_config(settings: &Settings) -> scheduler::Config {
+pub(super) fn scheduler_config(settings: &Settings, load: &LoadRequest) -> scheduler::Config {
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
     scheduler::Config {
         queue_limit: settings.queue.limit.into(),
         max_wait: seconds(settings.queue.max_wait_seconds),
         keep_loaded: settings.model.keep_loaded_seconds.map(seconds),
+        memory: memory_limits(&settings.board),
         sessions: session::Limits {
             count: settings.sessions.count.into(),
             per_client: settings.sessions.per_client.into(),
@@ -168,6 +292,25 @@ pub(super) fn scheduler_config(settings: &Settings) -> scheduler::Config {
             expires: seconds(settings.sessions.expire_seconds),
             overflow: settings.sessions.overflow,
         },
+        pinned: pinned(settings),
+        fallback: fallback(settings, load),
+    }
+}
+
+/// The system messages that stay in the model's cache: those of all profiles.
+fn pinned(settings: &Settings) -> Vec<PinnedProfile> {
+    let profiles = settings.profiles.iter().filter_map(|(name, profile)| {
+        let goes_on = !profile.context_topics.is_empty();
+        Some(PinnedProfile { profile: name.clone(), system: profile.system.clone()?, goes_on })
+    });
+    profiles.collect()
+}
+
+fn memory_limits(board: &settings::Board) -> scheduler::MemoryLimits {
+    let percent = board.memory_pressure_percent;
+    scheduler::MemoryLimits {
+        pressure_percent: (percent > 0).then_some(percent),
+        floor: u64::from(board.memory_floor_mib) << 20,
     }
 }
 

@@ -1,16 +1,20 @@
 //! Puts the inference room behind the engine's loop, and is the whole of `promptd engine`. The only file that knows both.
 
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::escape::{self, Attempt};
 use super::frames::{CheckedPrompt, LoadRequest, LoadStage, ModelInfo};
-use super::process::{self, Checker, Ended, Farewell, Loaded, Model};
+use super::process::{self, Checker, Ended, Farewell, Interrupter, Loaded, Model, Start};
+use super::sandbox::{self, Needs};
 use crate::inference::{self, Prepared, Preparer, Runner, Stage, StepError};
-use crate::request::{Event, PromptId, Refusal, Request};
+use crate::request::{CacheKey, Event, Pinned, PromptId, Refusal, Request};
 
 /// How much sooner than others the kernel shall kill the engine when memory is short (-1000 to 1000). The engine holds
 /// nearly all of it and can be started again without losing a prompt; the service and the board's other programs cannot.
@@ -23,7 +27,13 @@ pub fn try_form() -> ExitCode {
 }
 
 /// Serves the service at the other end of standard input until it closes. This is `promptd engine`; people do not call it.
-pub fn run() -> ExitCode {
+/// `sandboxed`: takes from itself what a model does not need ([`sandbox`]).
+pub fn run(sandboxed: bool) -> ExitCode {
+    // The end of the socket tells too, but not an engine that is stopped or hangs; it would keep its memory for ever.
+    let kill = rustix::process::Signal::KILL;
+    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(kill)) {
+        tracing::debug!(%error, "a hanging engine will outlive a service that is killed");
+    }
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
         tracing::debug!(%error, "the engine keeps the service's place in the order of out-of-memory kills");
     }
@@ -43,10 +53,39 @@ pub fn run() -> ExitCode {
     if let Err(error) = socket.peer_addr() {
         return unusable(&error);
     }
-    match process::run(&socket, load, Instant::now) {
+    // Opened before the engine may open nothing for writing any more.
+    let memory = Arc::new(Mutex::new(None));
+    let remembered = Arc::clone(&memory);
+    let prepare = move |request: &LoadRequest| {
+        let hashes = request.store.as_deref().and_then(inference::remembered_hashes);
+        *remembered.lock().unwrap_or_else(PoisonError::into_inner) = hashes;
+        if sandboxed {
+            let mut needs = needs(&request.model, &request.library);
+            needs.read.extend(request.store.clone());
+            sandbox::confine(&needs).log();
+        } else {
+            tracing::warn!("`runtime.sandbox` is false: the engine may do all that promptd may");
+        }
+    };
+    let load = move |request: &LoadRequest, progress: &mut dyn FnMut(LoadStage)| {
+        let hashes = memory.lock().unwrap_or_else(PoisonError::into_inner).take();
+        load(request, hashes, progress)
+    };
+    match process::run(&socket, prepare, load, Instant::now) {
         Ok(Farewell { ended, busy }) => leave(&ended, busy),
         Err(error) => unusable(&error),
     }
+}
+
+/// Confines this process like an engine for this model and tries to escape. `None`: the kernel has no part of the sandbox.
+pub fn try_to_escape(model: &Path, library: &Path, secrets: &[PathBuf]) -> Option<Vec<Attempt>> {
+    let confined = sandbox::confine(&needs(model, library));
+    confined.log();
+    (!confined.is_nothing()).then(|| escape::attempts(model, secrets))
+}
+
+fn needs(model: &Path, library: &Path) -> Needs {
+    Needs::of(model, library, std::env::var_os("LD_LIBRARY_PATH").as_deref())
 }
 
 fn unusable(error: &std::io::Error) -> ExitCode {
@@ -69,12 +108,16 @@ fn leave(ended: &Ended, busy: bool) -> ExitCode {
 
 fn load(
     request: &LoadRequest,
+    hashes: Option<Arc<File>>,
     progress: &mut dyn FnMut(LoadStage),
 ) -> Result<Loaded<Runner>, Refusal> {
+    inference::signature::check(&request.model, &request.trusted)?;
     let config = inference::Config {
         model: request.model.clone(),
         library: request.library.clone(),
-        threads: request.threads,
+        execution: request.execution.clone(),
+        store: request.store.clone(),
+        hashes,
         slots: request.slots,
         context: request.context,
         prefill_chunk: 0,
@@ -96,7 +139,7 @@ fn load(
         chat: facts.chat,
         threads: facts.threads,
         runtime_version: facts.runtime_version,
-        provider: facts.provider,
+        placement: Box::new(facts.placement),
         load_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
     Ok(Loaded { info, checker: preparer, model: runner })
@@ -123,20 +166,27 @@ impl Checker for Preparer {
         };
         Ok((prepared, checked))
     }
+
+    fn beginning(&self, pinned: &Pinned) -> Vec<u32> {
+        Preparer::beginning(self, pinned)
+    }
 }
 
 impl Model for Runner {
     type Checker = Preparer;
     type Error = StepError;
 
-    fn start(
-        &mut self,
-        id: PromptId,
-        prepared: Prepared,
-        seed: u64,
-        resume: &[u32],
-    ) -> Result<(), Refusal> {
-        Runner::start(self, id, prepared, seed, resume)
+    fn start(&mut self, start: Start<'_, Prepared>) -> Result<(), Refusal> {
+        let Start { id, prepared, seed, resume, reuse } = start;
+        Runner::start(self, inference::Start { id, prepared, seed, resume, reuse })
+    }
+
+    fn pin(&mut self, beginnings: Vec<(CacheKey, Vec<u32>)>) {
+        Runner::pin(self, beginnings);
+    }
+
+    fn interrupter(&self) -> Interrupter {
+        Box::new(Runner::interrupter(self))
     }
 
     fn cancel(&mut self, id: PromptId) {

@@ -38,6 +38,9 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How long an engine may take to be dead after its socket closed: the kernel may be writing a core file of gigabytes.
 const LAST_BREATH: Duration = Duration::from_secs(30);
 
+/// A supervisor that is later than this is stuck: its own timers are late by milliseconds, and on a board that swaps by seconds.
+const SLACK: Duration = Duration::from_secs(5);
+
 /// What to start.
 #[derive(Clone, Debug)]
 pub struct SpawnConfig {
@@ -74,8 +77,13 @@ pub struct EnginePort {
     /// What happens to engines, in order.
     pub events: mpsc::Receiver<EngineEvent>,
     wanted: watch::Sender<Wanted>,
+    due: Due,
     supervisor: Option<JoinHandle<()>>,
 }
+
+/// By when the supervisor does its next thing at the latest (an engine's silence ends, a killed one is dead, a pause is over).
+/// `None`: it waits for somebody.
+pub(super) type Due = watch::Receiver<Option<Instant>>;
 
 /// What the supervisor works towards.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +103,15 @@ impl EnginePort {
         load: LoadRequest,
     ) -> (Self, watch::Receiver<Wanted>) {
         let (wanted, seen) = watch::channel(Wanted { loaded: true, load, attempt: 0 });
-        (EnginePort { events, wanted, supervisor: None }, seen)
+        let (_, due) = watch::channel(None);
+        (EnginePort { events, wanted, due, supervisor: None }, seen)
+    }
+
+    /// How long ago the supervisor should have done something about its engine. `None`: all goes its way. It is overdue where
+    /// even a killed process does not die, because the kernel itself is stuck with it.
+    pub fn overdue(&self, now: Instant) -> Option<Duration> {
+        let due = (*self.due.borrow())?;
+        now.checked_duration_since(due + SLACK)
     }
 
     /// Starts an engine, at once where one is being waited for. Does nothing while one runs.
@@ -159,8 +175,9 @@ pub fn supervise(config: SpawnConfig) -> EnginePort {
     let (events, received) = mpsc::channel(CHANNEL);
     let goal = Wanted { loaded: true, load: config.load.clone(), attempt: 0 };
     let (wanted, watched) = watch::channel(goal);
-    let supervisor = tokio::spawn(work(config, events, watched));
-    EnginePort { events: received, wanted, supervisor: Some(supervisor) }
+    let (tell_due, due) = watch::channel(None);
+    let supervisor = tokio::spawn(work(config, events, watched, tell_due));
+    EnginePort { events: received, wanted, due, supervisor: Some(supervisor) }
 }
 
 /// Runs engines until nobody listens any more.
@@ -168,19 +185,21 @@ async fn work(
     mut config: SpawnConfig,
     events: mpsc::Sender<EngineEvent>,
     mut wanted: watch::Receiver<Wanted>,
+    due: watch::Sender<Option<Instant>>,
 ) {
     let mut backoff = Backoff::default();
     loop {
         let goal = wanted.borrow_and_update().clone();
         let pause = if goal.loaded {
             config.load.clone_from(&goal.load);
-            match one_life(&config, &events, &mut backoff, &mut wanted).await {
+            match one_life(&config, &events, &mut backoff, &mut wanted, &due).await {
                 After::Nothing => return,
                 After::Pause(pause) => Some(pause),
                 After::Change => None,
             }
         } else {
             // Until a model is wanted.
+            due.send_replace(None);
             tokio::select! {
                 _ = wanted.changed() => {}
                 () = events.closed() => return,
@@ -191,6 +210,7 @@ async fn work(
             backoff = Backoff::default();
             continue;
         };
+        due.send_replace(Some(Instant::now() + pause));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = events.closed() => return,
@@ -230,8 +250,9 @@ async fn one_life(
     events: &mpsc::Sender<EngineEvent>,
     backoff: &mut Backoff,
     wanted: &mut watch::Receiver<Wanted>,
+    due: &watch::Sender<Option<Instant>>,
 ) -> After {
-    let mut life = Life::new(Instant::now());
+    let mut life = Life::new(Instant::now(), due.clone());
     let how = match spawn(config) {
         Err(error) => Death::NotStarted(error.to_string()),
         Ok((mut child, socket)) => {
@@ -242,6 +263,7 @@ async fn one_life(
                 return After::Nothing;
             }
             let end = life.serve(config, events, Wires::new(socket, orders), wanted).await;
+            due.send_replace(Some(Instant::now() + LAST_BREATH));
             match bury(&mut child, end).await {
                 Some(death) => death,
                 None if events.send(EngineEvent::Ended).await.is_ok() => return After::Change,

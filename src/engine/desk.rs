@@ -2,9 +2,9 @@
 //! One lock over all of it, so that a cancel meets its prompt wherever it stands.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::request::{PromptId, Request};
+use crate::request::{CacheKey, Pinned, PromptId, Request, Reuse};
 
 /// Jobs and orders that may lie here. The service has no more checks under way than its queue limit and the slots (64
 /// and a few), and no more starts than slots; beyond this the reader waits, and the service's own bounds hold it back.
@@ -16,22 +16,38 @@ pub(super) enum Job {
     /// Prepare, tell what was found, and forget it.
     Check { check: u64, request: Request },
     /// Prepare and hand over to the model.
-    Start { id: PromptId, request: Request, seed: u64, resume: Vec<u32> },
+    Start { id: PromptId, request: Request, seed: u64, resume: Vec<u32>, reuse: Reuse },
+    /// Turn these into tokens and hand them over to the model.
+    Pin(Vec<Pinned>),
 }
 
 /// Something for the model to do. `P` is what preparing a prompt makes.
 #[derive(Debug)]
 pub(super) enum Order<P> {
-    Start { id: PromptId, prepared: P, seed: u64, resume: Vec<u32> },
-    Cancel { id: PromptId },
+    Start {
+        id: PromptId,
+        prepared: P,
+        seed: u64,
+        resume: Vec<u32>,
+        reuse: Reuse,
+    },
+    Cancel {
+        id: PromptId,
+    },
+    /// Keep these beginnings of prompts.
+    Pin(Vec<(CacheKey, Vec<u32>)>),
 }
 
 /// The desk between the threads that read, prepare and compute.
-#[derive(Debug)]
 pub(super) struct Desk<P> {
     papers: Mutex<Papers<P>>,
     changed: Condvar,
+    /// Tells the model at once that a prompt is cancelled: the step it is in may take seconds.
+    interrupt: OnceLock<Interrupter>,
 }
+
+/// Ends the step that the model is in, if that works for this prompt alone.
+pub type Interrupter = Box<dyn Fn(PromptId) + Send + Sync>;
 
 #[derive(Debug)]
 struct Papers<P> {
@@ -44,12 +60,19 @@ struct Papers<P> {
     closed: bool,
 }
 
+impl<P> std::fmt::Debug for Desk<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk").finish_non_exhaustive()
+    }
+}
+
 impl<P> Default for Desk<P> {
     fn default() -> Self {
         let (starts, checks, orders) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
         Desk {
             papers: Mutex::new(Papers { starts, checks, preparing: None, orders, closed: false }),
             changed: Condvar::new(),
+            interrupt: OnceLock::new(),
         }
     }
 }
@@ -63,7 +86,7 @@ impl<P> Desk<P> {
         }
         match job {
             Job::Start { .. } => papers.starts.push_back(job),
-            Job::Check { .. } => papers.checks.push_back(job),
+            Job::Check { .. } | Job::Pin(_) => papers.checks.push_back(job),
         }
         self.changed.notify_all();
     }
@@ -84,6 +107,22 @@ impl<P> Desk<P> {
             papers = self.wait(papers);
         }
         papers.orders.push_back(Order::Cancel { id });
+        self.changed.notify_all();
+        // Behind the order, so that the model finds it when its step has ended.
+        if let Some(interrupt) = self.interrupt.get() {
+            interrupt(id);
+        }
+    }
+
+    /// From now on the model is told of cancels while it is in a step.
+    pub(super) fn interrupt_with(&self, interrupt: Interrupter) {
+        // There is one model in the life of a desk.
+        let _ = self.interrupt.set(interrupt);
+    }
+
+    /// Gives the model something that nobody waits for.
+    pub(super) fn order(&self, order: Order<P>) {
+        self.lock().orders.push_back(order);
         self.changed.notify_all();
     }
 
@@ -148,7 +187,7 @@ impl<P> Desk<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Constraint, Input, Sampling};
+    use crate::request::{Constraint, ContextOverflow, Input, Sampling};
 
     fn request() -> Request {
         let input = Input::Completion("once".to_owned());
@@ -157,6 +196,8 @@ mod tests {
             sampling: Sampling::default(),
             max_tokens: None,
             stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            context_overflow: ContextOverflow::default(),
             constraint: Constraint::None,
             logprobs: None,
             tools: None,
@@ -164,11 +205,13 @@ mod tests {
     }
 
     fn start(id: u64) -> Job {
-        Job::Start { id: PromptId(id), request: request(), seed: 0, resume: Vec::new() }
+        let (request, resume, reuse) = (request(), Vec::new(), Reuse::default());
+        Job::Start { id: PromptId(id), request, seed: 0, resume, reuse }
     }
 
     fn order(id: u64) -> Order<()> {
-        Order::Start { id: PromptId(id), prepared: (), seed: 0, resume: Vec::new() }
+        let (resume, reuse) = (Vec::new(), Reuse::default());
+        Order::Start { id: PromptId(id), prepared: (), seed: 0, resume, reuse }
     }
 
     fn said(desk: &Desk<()>) -> Vec<String> {
@@ -176,6 +219,7 @@ mod tests {
         let say = |order: &Order<()>| match order {
             Order::Start { id, .. } => format!("start {id}"),
             Order::Cancel { id } => format!("cancel {id}"),
+            Order::Pin(beginnings) => format!("pin {}", beginnings.len()),
         };
         orders.iter().map(say).collect()
     }
@@ -207,6 +251,18 @@ mod tests {
         assert!(desk.prepared(PromptId(3), Some(order(3))));
         desk.cancel(PromptId(3));
         assert_eq!(said(&desk), ["start p3", "cancel p3"]);
+    }
+
+    #[test]
+    fn the_model_hears_of_a_cancel_in_its_step() {
+        let desk = Desk::<()>::default();
+        let heard = std::sync::Arc::new(Mutex::new(Vec::new()));
+        let ear = std::sync::Arc::clone(&heard);
+        desk.interrupt_with(Box::new(move |id| ear.lock().unwrap().push(id)));
+        desk.put(start(1));
+        desk.cancel(PromptId(1));
+        desk.cancel(PromptId(2));
+        assert_eq!(*heard.lock().unwrap(), [PromptId(2)], "the model never had the first");
     }
 
     #[test]

@@ -6,10 +6,12 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::request::{CallStyle, Event, PromptId, Refusal, Request};
+use crate::request::{CallStyle, Event, Pinned, PromptId, Refusal, Request, Reuse};
+
+pub use crate::inference::{Execution, Placement, Provider};
 
 /// Raised whenever a type in this file, or one it contains, changes.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 6;
 
 /// The largest frame either side accepts. The largest honest one is a request: its payload is bounded by the doors
 /// (1 MiB by default, 16 MiB at most), and everything else in it is small.
@@ -39,7 +41,11 @@ pub enum ToEngine {
         /// Tokens of the answer that were already delivered before the last engine died: they are taken as chosen,
         /// no event repeats them, and the answer goes on behind them.
         resume: Vec<u32>,
+        /// Which rows of the KV cache it may start behind.
+        reuse: Reuse,
     },
+    /// Keep the beginnings of these profiles' prompts in the KV cache, and of no others. Done when there is time.
+    Pin(Vec<Pinned>),
     /// Stop this prompt at the next token or chunk. No further event of it comes; the slot is free at once for the
     /// service's count. Unknown numbers are ignored: the answer may just have ended.
     Cancel {
@@ -57,8 +63,12 @@ pub struct LoadRequest {
     pub model: std::path::PathBuf,
     /// libonnxruntime as the operator or the search path named it.
     pub library: std::path::PathBuf,
-    /// Threads for one step of the model; 0 takes one for each physical core.
-    pub threads: u16,
+    /// How the model's steps are executed.
+    pub execution: Execution,
+    /// Whose signature the model's manifest must have; empty: nobody's.
+    pub trusted: Vec<String>,
+    /// Where checksums are remembered and prepared copies lie.
+    pub store: Option<std::path::PathBuf>,
     /// Prompts that run at once.
     pub slots: u16,
     /// Tokens of context each slot has room for; 0 takes the model's own limit.
@@ -147,8 +157,8 @@ pub struct ModelInfo {
     pub threads: u16,
     /// ONNX Runtime's own version.
     pub runtime_version: String,
-    /// The execution provider that runs the graph (`CPU`).
-    pub provider: String,
+    /// Where the graph runs.
+    pub placement: Box<Placement>,
     /// How long loading took, in milliseconds.
     pub load_ms: u64,
 }

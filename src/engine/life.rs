@@ -44,6 +44,8 @@ pub(super) struct Life {
     checked: Instant,
     /// How fast it works.
     pace: Pace,
+    /// Where it is told by when something happens at the latest.
+    due: watch::Sender<Option<Instant>>,
 }
 
 /// The ways to and from the engine that runs.
@@ -67,7 +69,7 @@ impl Wires {
 }
 
 impl Life {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant, due: watch::Sender<Option<Instant>>) -> Self {
         Life {
             phase: Phase::Starting,
             refused: false,
@@ -77,6 +79,7 @@ impl Life {
             stepped: now,
             checked: now,
             pace: Pace::default(),
+            due,
         }
     }
 
@@ -107,6 +110,7 @@ impl Life {
         }
         loop {
             let (deadline, patience) = self.patience(config).unzip();
+            self.due.send_replace(deadline);
             let deadline = deadline.unwrap_or(self.heard);
             let idle = wires.writing.is_none();
             tokio::select! {
@@ -205,7 +209,7 @@ impl Life {
                 ToEngine::Start { id, .. } => {
                     Some(FromEngine::Event { id: *id, event: Event::Failed(refusal) })
                 }
-                ToEngine::Load(_) | ToEngine::Cancel { .. } => None,
+                ToEngine::Load(_) | ToEngine::Cancel { .. } | ToEngine::Pin(_) => None,
             }
         })?;
         if self.work.prompts.is_empty() {
@@ -235,7 +239,8 @@ impl Work {
 
     fn take(&mut self, order: &ToEngine) {
         match order {
-            ToEngine::Load(_) => {}
+            // What is pinned is read beside the work, and nobody waits for it.
+            ToEngine::Load(_) | ToEngine::Pin(_) => {}
             ToEngine::Check { check, .. } => {
                 self.checks.insert(*check);
             }

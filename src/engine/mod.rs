@@ -5,10 +5,13 @@ mod backoff;
 pub mod client;
 mod death;
 mod desk;
+pub mod escape;
 pub mod frames;
 mod life;
 mod outbox;
 mod pace;
 pub mod process;
+pub mod sandbox;
+pub mod trial;
 
 pub use death::{Death, DeathReport, Phase};

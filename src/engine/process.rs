@@ -20,12 +20,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+pub use super::desk::Interrupter;
 use super::desk::{Desk, Job, Order};
 use super::frames::{
     self, CheckedPrompt, FrameError, FromEngine, LoadRequest, LoadStage, ModelInfo, ToEngine,
 };
 use super::outbox::Outbox;
-use crate::request::{Code, Event, PromptId, Refusal, Request};
+use crate::request::{CacheKey, Code, Event, Pinned, PromptId, Refusal, Request, Reuse};
 
 /// Time between two heartbeats at least: often enough for a watchdog of seconds, seldom enough to cost nothing.
 const HEARTBEAT: Duration = Duration::from_millis(100);
@@ -48,17 +49,17 @@ pub trait Model {
     /// Why a step failed.
     type Error: std::error::Error;
 
-    /// Takes a prompt into a free slot. `resume` are tokens of its answer that are taken as chosen.
+    /// Takes a prompt into a free slot.
     ///
     /// # Errors
     /// Why it cannot be run; the prompt ends with it.
-    fn start(
-        &mut self,
-        id: PromptId,
-        prepared: Prepared<Self>,
-        seed: u64,
-        resume: &[u32],
-    ) -> Result<(), Refusal>;
+    fn start(&mut self, start: Start<'_, Prepared<Self>>) -> Result<(), Refusal>;
+
+    /// Keeps the beginnings of these prompts from now on, and no others.
+    fn pin(&mut self, beginnings: Vec<(CacheKey, Vec<u32>)>);
+
+    /// What ends a step that works for one prompt alone, from another thread; that prompt's cancel follows.
+    fn interrupter(&self) -> Interrupter;
 
     /// Ends a prompt without a further event. Unknown numbers are ignored.
     fn cancel(&mut self, id: PromptId);
@@ -71,6 +72,21 @@ pub trait Model {
     /// # Errors
     /// What leaves the model unusable: the process ends with it.
     fn step(&mut self, emit: &mut dyn FnMut(PromptId, Event)) -> Result<(), Self::Error>;
+}
+
+/// A prompt that a model takes into a free slot. `P` is what preparing a prompt makes.
+#[derive(Debug)]
+pub struct Start<'a, P> {
+    /// Its number.
+    pub id: PromptId,
+    /// What was prepared.
+    pub prepared: P,
+    /// The seed of its choices.
+    pub seed: u64,
+    /// Tokens of its answer that are taken as chosen.
+    pub resume: &'a [u32],
+    /// Which rows of the KV cache it may start behind.
+    pub reuse: Reuse,
 }
 
 /// What a model's checker makes of a request.
@@ -86,6 +102,9 @@ pub trait Checker: Send + 'static {
     /// # Errors
     /// Why it cannot be answered.
     fn prepare(&self, request: &Request) -> Result<(Self::Prepared, CheckedPrompt), Refusal>;
+
+    /// The tokens that all prompts with this system message begin with.
+    fn beginning(&self, pinned: &Pinned) -> Vec<u32>;
 }
 
 /// A loaded model and what the service is told of it.
@@ -131,12 +150,18 @@ impl From<&Ended> for ExitCode {
     }
 }
 
-/// Serves one service over one socket until either ends. `load` is called on the model's thread with what the service
-/// asks for and a function that tells the service of each stage before it begins.
+/// Serves one service over one socket until either ends. `prepare` is called with what the service asks for before there is
+/// any other thread: what it takes from this one, none of the others gets. `load` is called on the model's thread with the
+/// same and a function that tells the service of each stage before it begins.
 ///
 /// # Errors
 /// The system gives no thread or no second handle on the socket.
-pub fn run<M, L>(socket: &UnixStream, load: L, now: fn() -> Instant) -> io::Result<Farewell>
+pub fn run<M, L>(
+    mut socket: &UnixStream,
+    prepare: impl FnOnce(&LoadRequest),
+    load: L,
+    now: fn() -> Instant,
+) -> io::Result<Farewell>
 where
     M: Model + 'static,
     L: FnOnce(&LoadRequest, &mut dyn FnMut(LoadStage)) -> Result<Loaded<M>, Refusal>
@@ -146,19 +171,23 @@ where
     let desk = Arc::new(Desk::default());
     let outbox = Arc::new(Outbox::default());
     let (ends, ends_of_threads) = sync_channel(THREADS);
-    let (ask, asked) = sync_channel(1);
+    let request = match first_order(&mut socket) {
+        Ok(request) => request,
+        Err(ended) => return Ok(Farewell { ended, busy: false }),
+    };
+    prepare(&request);
     {
         let (socket, outbox) = (socket.try_clone()?, Arc::clone(&outbox));
         spawn("engine-writer", &ends, move || write_all(socket, &outbox))?;
     }
     {
         let (socket, desk) = (socket.try_clone()?, Arc::clone(&desk));
-        spawn("engine-reader", &ends, move || Some(read_all(socket, &ask, &desk)))?;
+        spawn("engine-reader", &ends, move || Some(read_all(socket, &desk)))?;
     }
     {
         let (desk, outbox, ends) = (Arc::clone(&desk), Arc::clone(&outbox), ends.clone());
         let shop = Shop { desk, outbox, now };
-        spawn("engine-model", &ends.clone(), move || shop.open(&asked, load, &ends))?;
+        spawn("engine-model", &ends.clone(), move || shop.open(&request, load, &ends))?;
     }
     drop(ends);
     let first = std::iter::from_fn(|| ends_of_threads.recv().ok()).flatten().next();
@@ -210,42 +239,45 @@ fn words(panic: &(dyn Any + Send)) -> &str {
     literal.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no words")
 }
 
-/// Reads orders until there are no more. The first must say what to load.
-fn read_all<P>(mut socket: UnixStream, ask: &SyncSender<LoadRequest>, desk: &Desk<P>) -> Ended {
-    let mut asked = false;
+/// The first order, which must say what to load.
+fn first_order(socket: &mut impl Read) -> Result<LoadRequest, Ended> {
+    match next_order(socket)? {
+        ToEngine::Load(load) => Ok(load),
+        _ => Err(Ended::Broken("the service gave an order before it said what to load".to_owned())),
+    }
+}
+
+/// Reads orders until there are no more.
+fn read_all<P>(mut socket: UnixStream, desk: &Desk<P>) -> Ended {
     loop {
-        let order = match read_frame(&mut socket) {
-            Ok(Some(order)) => order,
-            Ok(None) => return Ended::Unwanted,
-            Err(error) => {
-                return Ended::Broken(format!("the service sent what is no order: {error}"));
-            }
+        let order = match next_order(&mut socket) {
+            Ok(order) => order,
+            Err(ended) => return ended,
         };
         match order {
-            ToEngine::Load(load) if !asked => {
-                asked = true;
-                // The model's thread waits for just this one.
-                let _ = ask.send(load);
-            }
             ToEngine::Load(_) => {
                 return Ended::Broken("the service asked for a second model".to_owned());
             }
-            _ if !asked => {
-                return Ended::Broken(
-                    "the service gave an order before it said what to load".to_owned(),
-                );
-            }
             ToEngine::Check { check, request } => desk.put(Job::Check { check, request }),
-            ToEngine::Start { id, request, seed, resume } => {
-                desk.put(Job::Start { id, request, seed, resume });
+            ToEngine::Start { id, request, seed, resume, reuse } => {
+                desk.put(Job::Start { id, request, seed, resume, reuse });
             }
+            ToEngine::Pin(pinned) => desk.put(Job::Pin(pinned)),
             ToEngine::Cancel { id } => desk.cancel(id),
         }
     }
 }
 
+fn next_order(socket: &mut impl Read) -> Result<ToEngine, Ended> {
+    match read_frame(socket) {
+        Ok(Some(order)) => Ok(order),
+        Ok(None) => Err(Ended::Unwanted),
+        Err(error) => Err(Ended::Broken(format!("the service sent what is no order: {error}"))),
+    }
+}
+
 /// The next order; `None` when the service is gone, be it in the middle of a frame.
-fn read_frame(socket: &mut UnixStream) -> Result<Option<ToEngine>, FrameError> {
+fn read_frame(socket: &mut impl Read) -> Result<Option<ToEngine>, FrameError> {
     let mut prefix = [0; 4];
     if socket.read_exact(&mut prefix).is_err() {
         return Ok(None);
@@ -289,7 +321,7 @@ impl<P: Send + 'static> Shop<P> {
     /// The model's thread: loads, then serves until the desk closes.
     fn open<M, L>(
         self,
-        asked: &Receiver<LoadRequest>,
+        request: &LoadRequest,
         load: L,
         ends: &SyncSender<Option<Ended>>,
     ) -> Option<Ended>
@@ -298,13 +330,9 @@ impl<P: Send + 'static> Shop<P> {
         M::Checker: Checker<Prepared = P>,
         L: FnOnce(&LoadRequest, &mut dyn FnMut(LoadStage)) -> Result<Loaded<M>, Refusal>,
     {
-        // The reader ended before it was told anything; it says why.
-        let request = asked.recv().ok()?;
-        let loaded = right_version(&request)
+        let loaded = right_version(request)
             // Each stage is written before it begins, because the process may not survive it.
-            .and_then(|()| {
-                load(&request, &mut |stage| self.outbox.say(FromEngine::Loading(stage)))
-            });
+            .and_then(|()| load(request, &mut |stage| self.outbox.say(FromEngine::Loading(stage))));
         let Loaded { info, checker, mut model } = match loaded {
             Ok(loaded) => loaded,
             Err(refusal) => {
@@ -314,6 +342,7 @@ impl<P: Send + 'static> Shop<P> {
                 return Some(Ended::LoadFailed);
             }
         };
+        self.desk.interrupt_with(model.interrupter());
         let (desk, outbox) = (Arc::clone(&self.desk), Arc::clone(&self.outbox));
         if let Err(error) =
             spawn("engine-checker", ends, move || prepare_all(&checker, &desk, &outbox))
@@ -333,8 +362,10 @@ impl<P: Send + 'static> Shop<P> {
             for order in orders {
                 match order {
                     Order::Cancel { id } => model.cancel(id),
-                    Order::Start { id, prepared, seed, resume } => {
-                        if let Err(refusal) = model.start(id, prepared, seed, &resume) {
+                    Order::Pin(beginnings) => model.pin(beginnings),
+                    Order::Start { id, prepared, seed, resume, reuse } => {
+                        let start = Start { id, prepared, seed, resume: &resume, reuse };
+                        if let Err(refusal) = model.start(start) {
                             self.outbox
                                 .push(FromEngine::Event { id, event: Event::Failed(refusal) });
                         }
@@ -373,9 +404,16 @@ fn prepare_all<C: Checker>(
                 let result = prepare(checker, &request).map(|(_, checked)| checked);
                 outbox.push(FromEngine::Checked { check, result });
             }
-            Job::Start { id, request, seed, resume } => match prepare(checker, &request) {
+            Job::Pin(pinned) => {
+                let beginning = |pinned: &Pinned| {
+                    let tokens = catch_unwind(AssertUnwindSafe(|| checker.beginning(pinned)));
+                    (pinned.key, tokens.unwrap_or_default())
+                };
+                desk.order(Order::Pin(pinned.iter().map(beginning).collect()));
+            }
+            Job::Start { id, request, seed, resume, reuse } => match prepare(checker, &request) {
                 Ok((prepared, _)) => {
-                    desk.prepared(id, Some(Order::Start { id, prepared, seed, resume }));
+                    desk.prepared(id, Some(Order::Start { id, prepared, seed, resume, reuse }));
                 }
                 Err(refusal) => {
                     if desk.prepared(id, None) {

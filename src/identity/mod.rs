@@ -39,7 +39,7 @@ pub struct Client {
     pub gids: Vec<u32>,
     /// Names of MQTT clients; one that ends in `*` is every name that begins so.
     pub mqtt: Vec<String>,
-    /// A file whose first line is the API key.
+    /// A file whose first line is the API key, or `sha256:` and the SHA-256 of it in hexadecimal digits.
     pub api_key_file: Option<PathBuf>,
     /// The highest priority they may ask for. Absent: any.
     #[serde(deserialize_with = "priority")]
@@ -126,14 +126,42 @@ impl Grant {
     }
 }
 
-/// A key as it is kept: comparing digests takes the same time wherever two keys differ.
-type KeyDigest = [u8; 32];
+/// A key as it is kept: never itself, so that nothing that reads this memory has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct KeyDigest([u8; 32]);
+
+impl KeyDigest {
+    /// What a file's first line says: a key, or the digest of one.
+    fn of_line(line: &str) -> Result<KeyDigest, String> {
+        let Some(digits) = line.strip_prefix("sha256:") else {
+            let long = line.len() >= 16;
+            return long.then(|| digest(line)).ok_or("a key needs at least 16 bytes".to_owned());
+        };
+        let wrong = || "`sha256:` needs 64 hexadecimal digits behind it".to_owned();
+        let mut bytes = [0; 32];
+        let digits = digits.trim().as_bytes();
+        if digits.len() != 2 * bytes.len() {
+            return Err(wrong());
+        }
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
+            let pair = std::str::from_utf8(pair).ok().filter(|pair| !pair.contains('+'));
+            *byte = pair.and_then(|pair| u8::from_str_radix(pair, 16).ok()).ok_or_else(wrong)?;
+        }
+        Ok(KeyDigest(bytes))
+    }
+
+    /// Whether they are the same, in the same time wherever they differ.
+    fn is(&self, other: &KeyDigest) -> bool {
+        let differ = self.0.iter().zip(&other.0).fold(0, |all, (a, b)| all | (a ^ b));
+        std::hint::black_box(differ) == 0
+    }
+}
 
 /// All clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
     clients: BTreeMap<String, Client>,
-    keys: BTreeMap<KeyDigest, String>,
+    keys: Vec<(KeyDigest, String)>,
 }
 
 impl Access {
@@ -146,7 +174,7 @@ impl Access {
         first_line: impl Fn(&Path) -> Result<String, String>,
     ) -> Result<Self, (String, String)> {
         let mut taken: BTreeMap<String, &str> = BTreeMap::new();
-        let mut keys = BTreeMap::new();
+        let mut keys: Vec<(KeyDigest, String)> = Vec::new();
         for (name, client) in &clients {
             let wrong = |key: &str, what: String| Err((format!("clients.{name}.{key}"), what));
             let marks = client.marks();
@@ -174,17 +202,17 @@ impl Access {
                 );
             }
             let Some(file) = &client.api_key_file else { continue };
-            let key = match first_line(file) {
-                Ok(key) if key.len() >= 16 => key,
-                Ok(_) => return wrong("api_key_file", "a key needs at least 16 bytes".into()),
+            let key = match first_line(file).and_then(|line| KeyDigest::of_line(&line)) {
+                Ok(key) => key,
                 Err(error) => return wrong("api_key_file", error),
             };
-            if let Some(other) = keys.insert(digest(&key), name.clone()) {
+            if let Some((_, other)) = keys.iter().find(|(known, _)| known.is(&key)) {
                 return wrong(
                     "api_key_file",
                     format!("the key is that of `clients.{other}` already"),
                 );
             }
+            keys.push((key, name.clone()));
         }
         Ok(Access { clients, keys })
     }
@@ -197,7 +225,7 @@ impl Access {
         };
         let name = who
             .key
-            .and_then(|key| self.keys.get(&digest(key)))
+            .and_then(|key| self.of_key(key))
             .or_else(|| who.uid.and_then(|uid| by(&|client| client.uids.contains(&uid))))
             .or_else(|| who.gid.and_then(|gid| by(&|client| client.gids.contains(&gid))))
             .or_else(|| who.mqtt.and_then(|name| self.by_mqtt(name)));
@@ -225,7 +253,18 @@ impl Access {
 
     /// The entry that has this API key.
     pub fn name_of_key(&self, key: &str) -> Option<&str> {
-        self.keys.get(&digest(key)).map(String::as_str)
+        self.of_key(key).map(String::as_str)
+    }
+
+    /// Every key is looked at, so that the time does not tell which one was nearly right.
+    fn of_key(&self, key: &str) -> Option<&String> {
+        let key = digest(key);
+        self.keys.iter().fold(
+            None,
+            |found, (known, name)| {
+                if known.is(&key) { Some(name) } else { found }
+            },
+        )
     }
 
     /// Whether any entry has an API key.
@@ -256,7 +295,7 @@ impl Client {
 }
 
 fn digest(key: &str) -> KeyDigest {
-    Sha256::digest(key.as_bytes()).into()
+    KeyDigest(Sha256::digest(key.as_bytes()).into())
 }
 
 fn word(priority: Priority) -> &'static str {
@@ -328,6 +367,21 @@ mod tests {
         assert_eq!(refusal.unwrap_err().code, Code::Forbidden);
         let anybody = Access::default().grant(Who { uid: Some(9), ..Who::default() });
         assert_eq!(anybody, Grant::all(Identity("uid:9".to_owned())));
+    }
+
+    #[test]
+    fn a_key_may_stand_in_its_file_as_a_digest() {
+        // printf 0123456789abcdef | sha256sum
+        let line = "sha256:9f9f5111f7b27a781f1f1ddde5ebc2dd2b796bfc7365c9c28b548e564176929f";
+        let clients = "[phone]\napi_key_file = \"/k\"\n";
+        let access =
+            Access::new(toml::from_str(clients).unwrap(), |_| Ok(line.to_owned())).unwrap();
+        assert_eq!(access.name_of_key("0123456789abcdef"), Some("phone"));
+        assert_eq!(access.name_of_key(line), None);
+        for wrong in ["sha256:", "sha256:12", &line.replace('f', "g"), &line.replace("9f", "+f")] {
+            let read = Access::new(toml::from_str(clients).unwrap(), |_| Ok(wrong.to_owned()));
+            assert!(read.unwrap_err().1.contains("64 hexadecimal digits"), "{wrong}");
+        }
     }
 
     #[test]

@@ -9,8 +9,7 @@ use std::ptr::NonNull;
 
 use ort::AsPointer;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::IoBinding;
-use ort::session::Session;
+use ort::session::{IoBinding, NoSelectedOutputs, RunOptions, Session};
 use ort::sys::{ONNXTensorElementDataType as ElementType, OrtValue};
 
 /// A number that tensors are made of.
@@ -109,13 +108,18 @@ impl<'a> Step<'a> {
         self.bind_output(output, value)
     }
 
-    /// Runs the graph and ends all borrows.
-    pub(super) fn run(self, session: &mut Session) -> ort::Result<()> {
+    /// Runs the graph and ends all borrows. Whoever shares the options can end the run.
+    pub(super) fn run(
+        self,
+        session: &mut Session,
+        options: &RunOptions<NoSelectedOutputs>,
+    ) -> ort::Result<()> {
         let (session, binding) = (session.ptr().cast_mut(), self.binding.ptr());
+        let options = options.ptr();
         #[expect(unsafe_code, reason = "the C interface")]
         // SAFETY: the session is borrowed exclusively and the binding was made from it; every bound value points into a
-        // buffer that is borrowed until `self` is dropped below. No run options: a null pointer means the defaults.
-        let status = unsafe { (ort::api().RunWithBinding)(session, std::ptr::null(), binding) };
+        // buffer that is borrowed until `self` is dropped below. The options are borrowed, and only read by the run.
+        let status = unsafe { (ort::api().RunWithBinding)(session, options, binding) };
         check(status)
     }
 

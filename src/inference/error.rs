@@ -72,6 +72,42 @@ pub enum LoadError {
         #[source]
         source: ort::Error,
     },
+    /// The execution provider that was asked for cannot be had.
+    #[error(
+        "`runtime.provider` is \"cuda\", and with {} that cannot be had: {reason}; set `runtime.library` to a libonnxruntime built with CUDA for this board's driver, with libonnxruntime_providers_cuda.so beside it, or `runtime.provider` to \"auto\" or \"cpu\"",
+        library.display()
+    )]
+    Provider {
+        /// The library that was asked.
+        library: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The threads of a step cannot be bound to the processors that were named.
+    #[error("`runtime.cores` {0}")]
+    Cores(String),
+    /// The store of checksums and prepared copies cannot be written to.
+    #[error("cannot write to {}", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is not enough room for a prepared copy.
+    #[error(
+        "a prepared copy takes about {need} bytes, {} has {have} left; free some, or name another place (`--store`)",
+        path.display()
+    )]
+    Space {
+        /// The store.
+        path: PathBuf,
+        /// Bytes that it takes.
+        need: u64,
+        /// Bytes that are left.
+        have: u64,
+    },
     /// It would take more memory than there is.
     #[error(
         "the model {} takes {need} bytes of memory with {slots} slots of {context} tokens, {have} are available; {advice}",

@@ -34,6 +34,33 @@ pub(super) fn inside(
     }
 }
 
+/// Folders that a file of a model may lie in, below the model's own: one (`onnx/`), and one to spare.
+const MAX_DEPTH: usize = 3;
+
+/// The same where the file may lie in a folder inside. No folder on the way may be a link.
+pub(super) fn below(
+    base: &Path,
+    source: &Path,
+    key: &str,
+    name: &str,
+) -> Result<PathBuf, LoadError> {
+    let parts: Vec<&str> = name.split('/').collect();
+    if parts.len() > MAX_DEPTH {
+        return inside(base, source, key, name);
+    }
+    let mut path = base.to_owned();
+    for (at, part) in parts.iter().enumerate() {
+        path = inside(&path, source, key, part)?;
+        if at + 1 < parts.len() && path.is_symlink() {
+            return Err(LoadError::file(
+                path,
+                "is a symbolic link; model folders hold plain files only",
+            ));
+        }
+    }
+    Ok(path)
+}
+
 /// The size of a plain file that is not empty. Links are refused, so that what was checked is what will be opened.
 pub(super) fn plain_file(path: &Path) -> Result<u64, LoadError> {
     let metadata = match path.symlink_metadata() {
@@ -99,6 +126,16 @@ mod tests {
         for name in ["../x", "/etc/passwd", "a/b", "..", ".", "", "a\\b", "a/../b", "./x", "x/"] {
             let error = inside(base, Path::new("/m/c.json"), "key", name).unwrap_err().to_string();
             assert!(error.contains("outside") && error.contains("key"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn names_may_lead_into_folders_inside() {
+        let base = Path::new("/m");
+        let found = below(base, base, "k", "onnx/model.onnx").unwrap();
+        assert_eq!(found, Path::new("/m/onnx/model.onnx"));
+        for name in ["a/../b", "/a", "a//b", "a/./b", "..", "a/b/c/d"] {
+            assert!(below(base, base, "k", name).is_err(), "{name}");
         }
     }
 

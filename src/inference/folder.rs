@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::error::LoadError;
 use super::files::{inside, plain_file, read, read_json, read_text};
+use super::hashes::Hashes;
 use super::interface::Interface;
 use super::manifest;
 use super::mapped::Mapped;
@@ -23,6 +24,13 @@ const GRAPH_STEMS: &[&str] = &["model", "decoder_model_merged", "decoder_with_pa
 /// four bits are the quickest; half precision is the slowest on a CPU, which computes it in single precision.
 const PRECISIONS: &[&str] =
     &["_q4", "_quantized", "_int8", "_uint8", "", "_q4f16", "_fp16", "_bnb4"];
+
+/// Names of graphs in folders without `genai_config.json`, the preferred first.
+pub fn preferred_graphs() -> impl Iterator<Item = String> {
+    GRAPH_STEMS
+        .iter()
+        .flat_map(|stem| PRECISIONS.iter().map(move |precision| format!("{stem}{precision}.onnx")))
+}
 
 /// A model folder whose files are all there and fit each other as far as files can tell.
 #[derive(Debug)]
@@ -50,7 +58,7 @@ pub(super) struct Folder {
 }
 
 /// Looks at the folder. `path` names it, or one of its graphs.
-pub(super) fn open(path: &Path) -> Result<Folder, LoadError> {
+pub(super) fn open(path: &Path, hashes: &mut Hashes) -> Result<Folder, LoadError> {
     let refuse = |reason: &str| LoadError::Folder { path: path.into(), reason: reason.into() };
     let (root, named) = match std::fs::canonicalize(path) {
         Ok(root) if root.is_dir() => (root, None),
@@ -63,7 +71,7 @@ pub(super) fn open(path: &Path) -> Result<Folder, LoadError> {
         }
         Err(source) => return Err(LoadError::Read { path: path.into(), source }),
     };
-    manifest::check(&root)?;
+    manifest::check(&root, hashes)?;
     let (mut config, graph, variants) = layout(&root, named)?;
     let (contents, files) = check_graph(&root, &graph)?;
     let interface = Interface::check(&contents, &config, &graph)?;
@@ -88,7 +96,7 @@ pub(super) fn open(path: &Path) -> Result<Folder, LoadError> {
 }
 
 /// The folder a graph belongs to: its own, or the one above `onnx/`.
-fn root_of(graph: &Path) -> PathBuf {
+pub(super) fn root_of(graph: &Path) -> PathBuf {
     let own = graph.parent().unwrap_or(Path::new("/"));
     let is_onnx = own.file_name().is_some_and(|name| name == "onnx");
     let above = own.parent().filter(|above| is_onnx && exists(&above.join("config.json")));
@@ -129,10 +137,7 @@ fn layout(
             "is a symbolic link; model folders hold plain files only",
         ));
     }
-    let names = GRAPH_STEMS
-        .iter()
-        .flat_map(|stem| PRECISIONS.iter().map(move |precision| format!("{stem}{precision}.onnx")));
-    let mut there: Vec<PathBuf> = names
+    let mut there: Vec<PathBuf> = preferred_graphs()
         .flat_map(|name| [onnx.join(&name), root.join(&name)])
         .filter(|path| exists(path))
         .collect();
@@ -290,7 +295,7 @@ mod tests {
     #[test]
     fn folders_without_a_model_are_told_apart() {
         let dir = tempfile::tempdir().unwrap();
-        let text = |path: &Path| open(path).unwrap_err().to_string();
+        let text = |path: &Path| open(path, &mut Hashes::default()).unwrap_err().to_string();
         assert!(text(&dir.path().join("none")).contains("does not exist"));
         assert!(text(dir.path()).contains("neither genai_config.json nor config.json"));
         let variant = dir.path().join("cpu_and_mobile/cpu-int4");

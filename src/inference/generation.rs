@@ -11,7 +11,9 @@ use super::logprobs;
 use super::sampler::Sampler;
 use super::stop::StopStrings;
 use super::tokenizer::Tokenizer;
-use crate::request::{Code, Event, Finish, FinishReason, Refusal, Timings, TokenLogprob, Usage};
+use crate::request::{
+    Code, Event, Finish, FinishReason, Refusal, Reuse, Timings, TokenLogprob, Usage,
+};
 
 /// What a prompt is generated from.
 pub(super) struct Plan {
@@ -26,7 +28,11 @@ pub(super) struct Plan {
     pub(super) mark: Option<(u32, &'static str)>,
     /// How many alternatives are told of each token; `None` where nothing is.
     pub(super) logprobs: Option<u8>,
-    /// Ends the answer.
+    /// Whose rows of the cache it may start behind.
+    pub(super) reuse: Reuse,
+    /// Tokens of context behind which the answer slides on, where it does.
+    pub(super) slides: Option<usize>,
+    /// Ends the answer: the model's own ends and the request's.
     pub(super) eos: Arc<[u32]>,
     pub(super) tokenizer: Arc<Tokenizer>,
 }
@@ -39,8 +45,12 @@ pub(super) struct Generation {
     given: Vec<u32>,
     /// How many of `given` are in the cache.
     read: usize,
+    /// How many tokens of the prompt were in the cache before it was read.
+    reused: usize,
     /// Tokens of the answer.
     answer: Vec<u32>,
+    /// How many of them, from the front, the context slid over: they are in `given` no more.
+    forgotten: usize,
     /// Characters of the answer, those that are held back included.
     characters: u32,
     /// What the form of the answer forced before the first choice: told with that.
@@ -79,7 +89,9 @@ impl Generation {
             text,
             given,
             read: 0,
+            reused: 0,
             answer: Vec::new(),
+            forgotten: 0,
             characters: 0,
             untold: Piece::default(),
             ending: None,
@@ -109,6 +121,28 @@ impl Generation {
     /// Tokens of this prompt in the cache.
     pub(super) fn cached(&self) -> usize {
         self.read
+    }
+
+    /// All that has to be in the cache before the next choice.
+    pub(super) fn given(&self) -> &[u32] {
+        &self.given
+    }
+
+    /// As much of the prompt as is in the cache, without the answer: what others may start behind.
+    pub(super) fn kept(&self) -> &[u32] {
+        let prompt = self.read.min(self.plan.prompt.len());
+        self.given.get(..prompt).unwrap_or_default()
+    }
+
+    /// Whose rows of the cache it may start behind.
+    pub(super) fn reuse(&self) -> Reuse {
+        self.plan.reuse
+    }
+
+    /// Its first `rows` tokens are in the cache already.
+    pub(super) fn start_behind(&mut self, rows: usize) {
+        self.read = rows;
+        self.reused = rows.min(self.plan.prompt.len());
     }
 
     /// Work on the prompt begins now.
@@ -189,7 +223,12 @@ impl Generation {
         let completion = count(self.answer.len()) + u32::from(self.ended_by_eos);
         Event::Finished(Finish {
             reason: self.end.unwrap_or(FinishReason::Stop),
-            usage: Usage { prompt: count(self.plan.prompt.len()), cached: 0, completion },
+            usage: Usage {
+                prompt: count(self.plan.prompt.len()),
+                cached: count(self.reused),
+                completion,
+                forgotten: count(self.forgotten),
+            },
             timings: Timings {
                 prefill: first.saturating_duration_since(began),
                 decode: now.saturating_duration_since(first),
@@ -276,8 +315,23 @@ impl Generation {
             self.close(FinishReason::Length, piece);
         } else {
             self.given.push(token);
+            self.slide();
         }
         Ok(())
+    }
+
+    /// Where the context is full and the answer may go on: leaves out the older half of what is known of it. The prompt
+    /// stays, and with it its rows of the cache; what comes behind it moves to other places and is read again.
+    fn slide(&mut self) {
+        let prompt = self.plan.prompt.len();
+        if self.plan.slides.is_none_or(|context| self.given.len() < context) {
+            return;
+        }
+        let behind = self.given.len().saturating_sub(prompt);
+        let out = behind.div_ceil(2);
+        self.given.drain(prompt..prompt + out);
+        self.read = self.read.min(prompt);
+        self.forgotten += out;
     }
 
     /// Lets out what was held back.
@@ -325,6 +379,8 @@ mod tests {
             form: None,
             mark: None,
             logprobs: None,
+            reuse: Reuse::default(),
+            slides: None,
             eos: vec![2].into(),
             tokenizer: Arc::new(tiny()),
         }
@@ -356,12 +412,42 @@ mod tests {
     }
 
     #[test]
+    fn a_full_context_slides_over_the_older_half_of_the_answer() {
+        // Three tokens of prompt and room for five behind them.
+        let slides = Some(8);
+        let mut generation = Generation::new(Plan { slides, ..plan(12, &[]) }, &[]).unwrap();
+        generation.begin(Instant::now());
+        generation.read(3);
+        let (mut seen, mut forgotten) = (Vec::new(), Vec::new());
+        for token in A..A + 12 {
+            let unread = generation.unread(64).len();
+            generation.read(unread);
+            let mut logits = vec![0.0; 300];
+            logits[usize::try_from(token).unwrap()] = 1.0;
+            generation.choose(&logits, Instant::now()).unwrap();
+            assert!(generation.given().len() < 8 && generation.given().starts_with(&[1, A, A]));
+            seen.push(generation.given().len());
+            forgotten.push(generation.forgotten);
+        }
+        assert_eq!(seen, [4, 5, 6, 7, 5, 6, 7, 5, 6, 7, 5, 5]);
+        assert_eq!(forgotten, [0, 0, 0, 0, 3, 3, 3, 6, 6, 6, 9, 9]);
+        let Event::Finished(finish) = generation.finished(Instant::now()) else { panic!() };
+        assert_eq!((finish.reason, finish.usage.completion), (FinishReason::Length, 12));
+        assert_eq!((finish.usage.forgotten, finish.usage.prompt), (9, 3));
+        // A resumed answer slides at the same places.
+        let told: Vec<u32> = (A..A + 9).collect();
+        let resumed = Generation::new(Plan { slides, ..plan(12, &[]) }, &told).unwrap();
+        assert_eq!((resumed.given().len(), resumed.forgotten), (seen[8], forgotten[8]));
+        assert_eq!(resumed.given()[3..], [A + 6, A + 7, A + 8]);
+    }
+
+    #[test]
     fn answers_end_for_each_reason() {
         let start = |max, stop: &[&str]| Generation::new(plan(max, stop), &[]).unwrap();
         let (text, finish) = run(start(9, &[]), &[A, A + 1, 2]);
         assert_eq!(
             (text.as_str(), finish.reason, finish.usage),
-            ("ab", FinishReason::Stop, Usage { prompt: 3, cached: 0, completion: 3 })
+            ("ab", FinishReason::Stop, Usage { prompt: 3, completion: 3, ..Usage::default() })
         );
         let (text, finish) = run(start(2, &[]), &[A, A + 1, 2]);
         assert_eq!(

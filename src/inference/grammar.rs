@@ -151,8 +151,12 @@ impl Grammars {
         };
         let thread = thread.map_err(failed)?;
         match receiver.recv_timeout(deadline) {
-            Ok(result) => result.map(Some),
+            Ok(result) => {
+                end(thread);
+                result.map(Some)
+            }
             Err(RecvTimeoutError::Disconnected) => {
+                end(thread);
                 Err(unusable("it made the grammar compiler fail"))
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -164,11 +168,21 @@ impl Grammars {
     }
 }
 
+/// Waits for a thread that has said its last word. To drop its handle instead would detach it at the moment when it ends, and
+/// glibc reads a detached thread's memory when that may be gone already (sourceware bug 19951): a rare SIGSEGV.
+fn end(thread: JoinHandle<()>) {
+    let _ = thread.join();
+}
+
 impl Compiler {
     /// Compilations that passed their deadline and still run.
     fn overdue(&self) -> usize {
         let mut overdue = self.overdue.lock().unwrap_or_else(PoisonError::into_inner);
-        overdue.retain(|thread| !thread.is_finished());
+        for at in (0..overdue.len()).rev() {
+            if overdue[at].is_finished() {
+                end(overdue.swap_remove(at));
+            }
+        }
         overdue.len()
     }
 

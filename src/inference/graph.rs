@@ -1,41 +1,48 @@
-//! The graph in ONNX Runtime: builds the session and runs steps over the KV cache.
+//! The graph in ONNX Runtime: runs steps over the KV cache.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use ort::session::Session;
 
 use super::binding::Step;
 use super::error::LoadError;
 use super::folder::Folder;
-use super::interface::InputNames;
-use super::kv_cache::{KvCache, Window};
-use super::runtime::Runtime;
+use super::interface::{CacheElement, InputNames, Interface};
+use super::interrupt::Interrupt;
+use super::kv_cache::{self, KvCache, Padding, Shape, Window, dim};
 
-/// How the graph is run.
+/// How much there is room for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settings {
-    pub(super) threads: usize,
     pub(super) slots: usize,
     pub(super) context: usize,
 }
 
 /// A loaded graph with its cache.
-#[expect(clippy::struct_excessive_bools, reason = "four independent facts of a graph")]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts of a graph")]
 pub(super) struct Graph {
     session: Session,
-    cache: KvCache,
+    pub(super) cache: KvCache,
     names: InputNames,
     vocab: usize,
     /// The graph computes logits for the last token of a step only.
-    pruned: bool,
+    pub(super) pruned: bool,
+    /// Nothing that the graph states forbids several slots in one step.
+    pub(super) may_batch: bool,
+    /// Several slots can take part in one step, as was tried.
+    pub(super) batches: bool,
     half_logits: bool,
-    /// Several slots may take part in one step.
-    batches: bool,
     /// See [`super::interface::Interface::single_steps`].
     single_steps: bool,
     /// Logits of the last step, one row for each of its slots.
     logits: Vec<f32>,
-    file: PathBuf,
+    /// Where the graph writes the logits of all tokens of a step, as it computes them. Kept: a step of a whole chunk needs
+    /// megabytes, and an allocator that gets them back time and again holds more of them than are ever in use.
+    single: Vec<f32>,
+    half: Vec<u16>,
+    interrupt: Arc<Interrupt>,
+    pub(super) file: PathBuf,
 }
 
 /// One slot's part in a step.
@@ -59,27 +66,33 @@ impl std::fmt::Debug for Graph {
 }
 
 impl Graph {
-    /// Lets ONNX Runtime load the graph, which maps its weights from the file.
-    pub(super) fn load(
-        runtime: &Runtime,
+    /// The graph that a session holds, with an empty cache.
+    pub(super) fn new(
+        session: Session,
         folder: &Folder,
         settings: Settings,
     ) -> Result<Self, LoadError> {
         let file = &folder.graph;
-        let session = session(runtime, file, settings.threads).map_err(|source| {
-            LoadError::Runtime { path: file.clone(), doing: "cannot load the graph", source }
-        })?;
         let interface = &folder.interface;
+        let interrupt = Interrupt::new().map_err(|source| LoadError::Runtime {
+            path: file.clone(),
+            doing: "cannot be run",
+            source,
+        })?;
         Ok(Graph {
             session,
-            cache: KvCache::new(interface, settings.context, settings.slots),
+            cache: cache(interface, settings),
             names: interface.names.clone(),
             vocab: interface.vocab,
             pruned: interface.pruned,
             half_logits: interface.half_logits,
-            batches: interface.batches,
+            may_batch: interface.batches && !interface.single_steps,
+            batches: false,
             single_steps: interface.single_steps,
             logits: Vec::new(),
+            single: Vec::new(),
+            half: Vec::new(),
+            interrupt: Arc::new(interrupt),
             file: file.clone(),
         })
     }
@@ -89,37 +102,21 @@ impl Graph {
         self.vocab
     }
 
-    /// Runs one step of every kind on tokens that nobody asked for, so that faults show before the first prompt.
-    pub(super) fn warm_up(&mut self, token: u32, slots: usize) -> Result<(), LoadError> {
-        let fail =
-            |path: &Path, doing, source| LoadError::Runtime { path: path.into(), doing, source };
-        let pair = [token; 2];
-        let row = |slot, past, tokens| Row { slot, past, tokens };
-        let mut first = self.forward(&[row(0, 0, &pair)]);
-        if first.is_err() && !self.pruned {
-            // A graph whose logits are pruned without its output type saying so.
-            self.pruned = true;
-            let again = self.forward(&[row(0, 0, &pair)]);
-            if again.is_ok() {
-                first = again;
-            }
-        }
-        first.map_err(|source| fail(&self.file, "failed in the first step", source))?;
-        if !self.logits.iter().all(|logit| logit.is_finite()) {
-            let reason = "the first step gives logits that are no numbers; the weights are damaged";
-            return Err(LoadError::file(&self.file, reason));
-        }
-        let rows: Vec<Row<'_>> = (0..slots.min(2))
-            .map(|slot| row(slot, 2 * usize::from(slot == 0), &pair[..1]))
-            .collect();
-        self.forward(&rows)
-            .map_err(|source| fail(&self.file, "failed in the first decode step", source))
+    /// Whether a prompt may start behind rows that another one left. Behind a past, a graph of single steps would read
+    /// what it can read at once without one token by token, and through its other branch.
+    pub(super) fn reuses(&self) -> bool {
+        !self.single_steps
+    }
+
+    /// What ends its runs from other threads.
+    pub(super) fn interrupt(&self) -> &Arc<Interrupt> {
+        &self.interrupt
     }
 
     /// One step: several tokens of one slot, or one token of each of the slots 0, 1, 2, … in order.
     pub(super) fn forward(&mut self, rows: &[Row<'_>]) -> ort::Result<()> {
         self.logits.clear();
-        if self.cache.batches() && self.batches {
+        if self.batches {
             return self.run(rows);
         }
         rows.iter().try_for_each(|row| self.run_alone(row))
@@ -145,32 +142,30 @@ impl Graph {
         self.logits.get(index * self.vocab..(index + 1) * self.vocab).unwrap_or_default()
     }
 
-    /// See [`KvCache::move_slot`].
-    pub(super) fn move_slot(&mut self, from: usize, to: usize, tokens: usize) {
-        self.cache.move_slot(from, to, tokens);
-    }
-
     fn run(&mut self, rows: &[Row<'_>]) -> ort::Result<()> {
         let Some(first) = rows.first() else { return Ok(()) };
         let (count, tokens) = (rows.len(), first.tokens.len());
-        let window = Window { first: first.slot, count, past: first.past, tokens };
-        let total = rows.iter().map(|row| row.past + tokens).max().unwrap_or(0);
+        let pasts: Vec<usize> = rows.iter().map(|row| row.past).collect();
+        let window = Window { first: first.slot, pasts: &pasts, tokens };
+        let total = window.longest() + tokens;
         let ids: Vec<i64> =
             rows.iter().flat_map(|row| row.tokens).map(|id| i64::from(*id)).collect();
-        // Shorter rows are padded on the right: the count of ones is where a row's new token goes.
+        let left = self.cache.padding() == Padding::Left;
         let mask: Vec<i64> = rows
             .iter()
-            .flat_map(|row| (0..total).map(|at| i64::from(at < row.past + tokens)))
+            .flat_map(|row| {
+                let ones = row.past + tokens;
+                (0..total)
+                    .map(move |at| i64::from(if left { at >= total - ones } else { at < ones }))
+            })
             .collect();
         let positions: Vec<i64> =
             rows.iter().flat_map(|row| row.past..row.past + tokens).map(dim).collect();
         let logit_rows = if self.pruned { 1 } else { tokens };
         let elements = count * logit_rows * self.vocab;
-        let (mut single, mut half) = if self.half_logits {
-            (Vec::new(), vec![0_u16; elements])
-        } else {
-            (vec![0.0; elements], Vec::new())
-        };
+        let (singles, halves) = if self.half_logits { (0, elements) } else { (elements, 0) };
+        let single = at_least(&mut self.single, singles);
+        let half = at_least(&mut self.half, halves);
 
         let (branch, keep) = ([first.past > 0], [1_i64]);
         let mut step = Step::new(&self.session)?;
@@ -188,51 +183,44 @@ impl Graph {
             step.input(name, &keep, if *is_scalar { &[] } else { &[1] })?;
         }
         if self.half_logits {
-            step.output(&self.names.logits, &mut half, &shape)?;
+            step.output(&self.names.logits, half, &shape)?;
         } else {
-            step.output(&self.names.logits, &mut single, &shape)?;
+            step.output(&self.names.logits, single, &shape)?;
         }
-        step.run(&mut self.session)?;
+        step.run(&mut self.session, self.interrupt.options())?;
         self.cache.stepped(window);
 
         for row in 0..count {
             let start = (row * logit_rows + logit_rows - 1) * self.vocab;
             let range = start..start + self.vocab;
             if self.half_logits {
-                let bits = half.get(range).unwrap_or_default();
+                let bits = self.half.get(range).unwrap_or_default();
                 self.logits.extend(bits.iter().map(|bits| half::f16::from_bits(*bits).to_f32()));
             } else {
-                self.logits.extend_from_slice(single.get(range).unwrap_or_default());
+                self.logits.extend_from_slice(self.single.get(range).unwrap_or_default());
             }
         }
         Ok(())
     }
 }
 
-fn session(runtime: &Runtime, file: &Path, threads: usize) -> ort::Result<Session> {
-    // The builder rides in its errors for those who want to go on without the option; nobody does here.
-    #[expect(clippy::needless_pass_by_value, reason = "has the form that map_err takes")]
-    fn plain<T>(error: ort::Error<T>) -> ort::Error {
-        ort::Error::new_with_code(error.code(), error.message())
+/// The first elements of a buffer, which grows where it has fewer.
+fn at_least<T: Clone + Default>(buffer: &mut Vec<T>, elements: usize) -> &mut [T] {
+    if buffer.len() < elements {
+        buffer.resize(elements, T::default());
     }
-    Session::builder(&runtime.environment)?
-        .with_log_level(ort::logging::LogLevel::Error)
-        .map_err(plain)?
-        .with_intra_threads(threads)
-        .map_err(plain)?
-        .with_inter_threads(1)
-        .map_err(plain)?
-        // Threads that spin take a core from everybody else on the device, and are slower when anything else runs.
-        .with_intra_op_spinning(false)
-        .map_err(plain)?
-        .with_config_entry("session.force_spinning_stop", "1")
-        .map_err(plain)?
-        // Every step has another shape; a memory pattern for each of them would only be kept, never used.
-        .with_memory_pattern(false)
-        .map_err(plain)?
-        .commit_from_file(file)
+    buffer.get_mut(..elements).unwrap_or_default()
 }
 
-fn dim(size: usize) -> i64 {
-    i64::try_from(size).unwrap_or(i64::MAX)
+/// An empty cache for a graph.
+fn cache(interface: &Interface, settings: Settings) -> KvCache {
+    let Interface { kv_heads, head_size, shares_buffer, .. } = *interface;
+    let shape = Shape { kv_heads, head_size, context: settings.context, slots: settings.slots };
+    let names = interface.cache_names.clone();
+    match interface.cache {
+        CacheElement::F32 => kv_cache::new::<f32>(shape, names, shares_buffer),
+        CacheElement::F16 => kv_cache::new::<u16>(shape, names, shares_buffer),
+        CacheElement::I8 => kv_cache::new::<i8>(shape, names, shares_buffer),
+        CacheElement::U8 => kv_cache::new::<u8>(shape, names, shares_buffer),
+    }
 }

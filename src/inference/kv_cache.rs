@@ -1,10 +1,11 @@
-//! Keys and values of every running prompt, in memory of our own. Two ways, as the graph was made: one buffer that is
-//! past and present at once, or a past that each step copies into a longer present.
+//! Keys and values of every prompt, in memory of our own: one slab for each tensor, in which each slot has its rows. Two
+//! kinds, as the graph was made: the slab itself is past and present at once, or a step gets copies (`kv_groups.rs`).
 
 use std::ffi::CStr;
 
 use super::binding::{Element, Step};
-use super::interface::{CacheElement, Interface, TensorName};
+use super::interface::TensorName;
+use super::kv_groups::Groups;
 
 /// The shape of the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,182 +19,234 @@ pub(super) struct Shape {
 
 impl Shape {
     /// Elements of one slot in one layer's keys (or values).
-    fn slot(&self) -> usize {
+    pub(super) fn slot(&self) -> usize {
         self.kv_heads * self.context * self.head_size
+    }
+
+    /// Where the rows of a slot's head begin in a slab.
+    pub(super) fn head(&self, slot: usize, head: usize) -> usize {
+        slot * self.slot() + head * self.context * self.head_size
     }
 }
 
 impl TensorName {
-    fn pair(&self) -> (&CStr, &CStr) {
+    pub(super) fn pair(&self) -> (&CStr, &CStr) {
         (&self.past, &self.present)
     }
 }
 
-/// The cache, by element type.
-#[derive(Debug)]
-pub(super) enum KvCache {
-    /// 32-bit floats.
-    F32(Cache<f32>),
-    /// 16-bit floats.
-    F16(Cache<u16>),
-    /// Quantised to 8 bits.
-    I8(Cache<i8>),
-    /// Quantised to 4 bits, two in a byte.
-    U8(Cache<u8>),
+/// On which side the shorter rows of a step are filled up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Padding {
+    /// Behind: an attention that counts the ones of the mask puts a row's new token behind its own past.
+    Right,
+    /// In front: an attention that concatenates puts every row's new token at the end of the longest past.
+    Left,
 }
 
-/// The cache of one element type: a key and a value tensor for each layer, in the order of `names`.
-#[derive(Debug)]
-pub(super) struct Cache<T> {
-    shape: Shape,
-    names: Vec<TensorName>,
-    /// Shared: one slab `[slots, kv_heads, context, head_size]` for each name. Zeroed pages cost nothing until they
-    /// are written, so idle slots take no memory.
-    slabs: Vec<Vec<T>>,
-    /// Grown: for each slot a past and a present for each name, `[1, kv_heads, tokens, head_size]` at their beginning,
-    /// which change places after each step.
-    grown: Vec<PastAndPresent<T>>,
-}
-
-/// One slot's past and present, a tensor for each name.
-type PastAndPresent<T> = (Vec<Vec<T>>, Vec<Vec<T>>);
-
-/// Which slots a step works on: `count` of them from `first`, `tokens` new tokens each behind `past`.
+/// Which slots a step works on: one for each past, from `first`, with `tokens` new tokens each.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Window {
+pub(super) struct Window<'a> {
     pub(super) first: usize,
-    pub(super) count: usize,
-    /// Tokens already in the cache; only looked at where the past is grown, one slot at a time.
-    pub(super) past: usize,
+    /// Tokens of each slot that are in the cache.
+    pub(super) pasts: &'a [usize],
     pub(super) tokens: usize,
 }
 
-/// The same for a cache of any element.
-macro_rules! each {
-    ($cache:expr, $name:ident => $body:expr) => {
-        match $cache {
-            KvCache::F32($name) => $body,
-            KvCache::F16($name) => $body,
-            KvCache::I8($name) => $body,
-            KvCache::U8($name) => $body,
-        }
-    };
+impl Window<'_> {
+    /// The longest past.
+    pub(super) fn longest(&self) -> usize {
+        self.pasts.iter().copied().max().unwrap_or(0)
+    }
 }
 
-impl KvCache {
-    /// An empty cache for a graph.
-    pub(super) fn new(interface: &Interface, context: usize, slots: usize) -> Self {
-        fn of<T: Element + Default>(interface: &Interface, shape: Shape) -> Cache<T>
-        where
-            Vec<T>: Zeroed,
-        {
-            let names = interface.cache_names.clone();
-            if interface.shares_buffer {
-                Cache::shared(shape, names)
-            } else {
-                Cache::grown(shape, names)
-            }
-        }
-        let Interface { kv_heads, head_size, .. } = *interface;
-        let shape = Shape { kv_heads, head_size, context, slots };
-        match interface.cache {
-            CacheElement::F32 => KvCache::F32(of(interface, shape)),
-            CacheElement::F16 => KvCache::F16(of(interface, shape)),
-            CacheElement::I8 => KvCache::I8(of(interface, shape)),
-            CacheElement::U8 => KvCache::U8(of(interface, shape)),
-        }
-    }
+/// The cache, whatever its elements are.
+pub(super) type KvCache = Box<dyn Rows + Send>;
 
+/// What is done with the cache. A row is the keys and values of one token in all layers.
+pub(super) trait Rows: std::fmt::Debug {
     /// Binds the cache to a step.
-    pub(super) fn bind<'a>(&'a mut self, step: &mut Step<'a>, window: Window) -> ort::Result<()> {
-        each!(self, cache => cache.bind(step, window))
-    }
+    fn bind<'a>(&'a mut self, step: &mut Step<'a>, window: Window<'_>) -> ort::Result<()>;
 
     /// To be called after a step succeeded.
-    pub(super) fn stepped(&mut self, window: Window) {
-        each!(self, cache => cache.stepped(window));
+    fn stepped(&mut self, window: Window<'_>);
+
+    /// Whether each step gets copies, in which case [`Rows::pad`] says how those of several slots are laid out.
+    fn is_copied(&self) -> bool;
+
+    /// Says how the rows of several slots lie in one step; only for copies.
+    fn pad(&mut self, padding: Padding);
+
+    /// How the rows of several slots lie in one step.
+    fn padding(&self) -> Padding;
+
+    /// Two slots change places, as far as their first `rows` rows.
+    fn exchange(&mut self, one: usize, other: usize, rows: usize);
+
+    /// Gives slot `to` the first `rows` rows of slot `from`.
+    fn copy(&mut self, from: usize, to: usize, rows: usize);
+
+    /// Keeps the first `rows` rows of a slot outside of all slots, under the next free number.
+    fn save(&mut self, slot: usize, rows: usize) -> usize;
+
+    /// Gives a slot the first `rows` rows of what was saved.
+    fn restore(&mut self, saved: usize, slot: usize, rows: usize);
+
+    /// Frees everything that was saved.
+    fn forget(&mut self);
+}
+
+/// The cache of one element type: a key and a value slab for each layer, in the order of `names`.
+#[derive(Debug)]
+struct Cache<T> {
+    shape: Shape,
+    names: Vec<TensorName>,
+    /// `[slots, kv_heads, context, head_size]` for each name. Zeroed pages cost nothing until they are written, so idle
+    /// slots take no memory.
+    slabs: Vec<Vec<T>>,
+    /// Where steps get copies.
+    groups: Option<Groups<T>>,
+    /// `[kv_heads, rows, head_size]` for each name, and the rows.
+    saved: Vec<(usize, Vec<Vec<T>>)>,
+}
+
+/// An empty cache: its slabs are past and present at once where the graph shares its buffer, else each step gets copies.
+pub(super) fn new<T>(shape: Shape, names: Vec<TensorName>, shares_buffer: bool) -> KvCache
+where
+    T: Element + Default + Send + std::fmt::Debug + 'static,
+    Vec<T>: Zeroed,
+{
+    let mut cache = Cache::<T>::new(shape, names);
+    cache.groups = (!shares_buffer).then(|| Groups::new(shape, cache.names.len()));
+    Box::new(cache)
+}
+
+impl<T: Element + Default> Cache<T>
+where
+    Vec<T>: Zeroed,
+{
+    fn new(shape: Shape, names: Vec<TensorName>) -> Self {
+        let slabs = names.iter().map(|_| Vec::<T>::zeroed(shape.slots * shape.slot())).collect();
+        Cache { shape, names, slabs, groups: None, saved: Vec::new() }
     }
 
-    /// Gives slot `to` the first `tokens` tokens of slot `from`, which is free afterwards.
-    pub(super) fn move_slot(&mut self, from: usize, to: usize, tokens: usize) {
-        each!(self, cache => cache.move_slot(from, to, tokens));
-    }
-
-    /// Whether several slots can take part in one step.
-    pub(super) fn batches(&self) -> bool {
-        each!(self, cache => cache.grown.is_empty())
+    /// Elements of so many rows of one head.
+    fn elements(&self, rows: usize) -> usize {
+        rows.min(self.shape.context) * self.shape.head_size
     }
 }
 
-impl<T: Element + Default> Cache<T> {
-    /// One buffer for past and present.
-    pub(super) fn shared(shape: Shape, names: Vec<TensorName>) -> Self
-    where
-        Vec<T>: Zeroed,
-    {
-        let slabs = names.iter().map(|_| Vec::<T>::zeroed(shape.slots * shape.slot())).collect();
-        Cache { shape, names, slabs, grown: Vec::new() }
-    }
-
-    /// A past that is copied.
-    pub(super) fn grown(shape: Shape, names: Vec<TensorName>) -> Self
-    where
-        Vec<T>: Zeroed,
-    {
-        let one = || names.iter().map(|_| Vec::<T>::zeroed(shape.slot())).collect::<Vec<_>>();
-        let grown = (0..shape.slots).map(|_| (one(), one())).collect();
-        Cache { shape, names, slabs: Vec::new(), grown }
-    }
-
-    fn bind<'a>(&'a mut self, step: &mut Step<'a>, window: Window) -> ort::Result<()> {
-        let dims =
-            [window.count, self.shape.kv_heads, self.shape.context, self.shape.head_size].map(dim);
+impl<T> Rows for Cache<T>
+where
+    T: Element + Default + std::fmt::Debug,
+    Vec<T>: Zeroed,
+{
+    fn bind<'a>(&'a mut self, step: &mut Step<'a>, window: Window<'_>) -> ort::Result<()> {
+        let past_end = || ort::Error::new("a step goes beyond the context");
+        if window.longest() + window.tokens > self.shape.context {
+            return Err(past_end());
+        }
+        if let Some(groups) = &mut self.groups {
+            return groups.bind(step, window, &self.names, &self.slabs);
+        }
+        let count = window.pasts.len();
+        let dims = [count, self.shape.kv_heads, self.shape.context, self.shape.head_size].map(dim);
         let slot = self.shape.slot();
         for (name, slab) in self.names.iter().zip(&mut self.slabs) {
-            let range = window.first * slot..(window.first + window.count) * slot;
+            let range = window.first * slot..(window.first + count) * slot;
             let view = slab
                 .get_mut(range)
                 .ok_or_else(|| ort::Error::new("a step names a slot that does not exist"))?;
             step.in_place(name.pair(), view, &dims)?;
         }
-        let Some((past, present)) = self.grown.get_mut(window.first) else { return Ok(()) };
-        let row = self.shape.kv_heads * self.shape.head_size;
-        let full = || ort::Error::new("a step goes beyond the context");
-        for (name, (past, present)) in self.names.iter().zip(past.iter_mut().zip(present)) {
-            let old = past.get(..window.past * row).ok_or_else(full)?;
-            let total = window.past + window.tokens;
-            let new = present.get_mut(..total * row).ok_or_else(full)?;
-            let dims =
-                |tokens: usize| [1, self.shape.kv_heads, tokens, self.shape.head_size].map(dim);
-            step.input(&name.past, old, &dims(window.past))?;
-            step.output(&name.present, new, &dims(total))?;
-        }
         Ok(())
     }
 
-    fn stepped(&mut self, window: Window) {
-        if let Some((past, present)) = self.grown.get_mut(window.first) {
-            std::mem::swap(past, present);
+    fn stepped(&mut self, window: Window<'_>) {
+        if let Some(groups) = &mut self.groups {
+            groups.stepped(window, &mut self.slabs);
         }
     }
 
-    fn move_slot(&mut self, from: usize, to: usize, tokens: usize) {
+    fn is_copied(&self) -> bool {
+        self.groups.is_some()
+    }
+
+    fn pad(&mut self, padding: Padding) {
+        if let Some(groups) = &mut self.groups {
+            groups.pad(padding);
+        }
+    }
+
+    fn padding(&self) -> Padding {
+        self.groups.as_ref().map_or(Padding::Right, Groups::padding)
+    }
+
+    fn exchange(&mut self, one: usize, other: usize, rows: usize) {
+        if one == other {
+            return;
+        }
+        let (low, high) = (one.min(other), one.max(other));
+        let (slot, elements) = (self.shape.slot(), self.elements(rows));
+        for slab in &mut self.slabs {
+            let Some((front, back)) = slab.split_at_mut_checked(high * slot) else { continue };
+            for head in 0..self.shape.kv_heads {
+                let at = self.shape.head(low, head);
+                let mine = front.get_mut(at..at + elements);
+                let at = self.shape.head(0, head);
+                if let (Some(mine), Some(theirs)) = (mine, back.get_mut(at..at + elements)) {
+                    mine.swap_with_slice(theirs);
+                }
+            }
+        }
+        self.groups.iter_mut().for_each(Groups::drop_copies);
+    }
+
+    fn copy(&mut self, from: usize, to: usize, rows: usize) {
         if from == to {
             return;
         }
-        if !self.grown.is_empty() {
-            self.grown.swap(from, to);
-        }
-        let (slot, head) = (self.shape.slot(), self.shape.context * self.shape.head_size);
+        let elements = self.elements(rows);
         for slab in &mut self.slabs {
-            for index in 0..self.shape.kv_heads {
-                let start = from * slot + index * head;
-                slab.copy_within(
-                    start..start + tokens * self.shape.head_size,
-                    to * slot + index * head,
-                );
+            for head in 0..self.shape.kv_heads {
+                let at = self.shape.head(from, head);
+                slab.copy_within(at..at + elements, self.shape.head(to, head));
             }
         }
+        self.groups.iter_mut().for_each(Groups::drop_copies);
+    }
+
+    fn save(&mut self, slot: usize, rows: usize) -> usize {
+        let elements = self.elements(rows);
+        let of = |slab: &Vec<T>| {
+            let heads = (0..self.shape.kv_heads).filter_map(|head| {
+                let at = self.shape.head(slot, head);
+                slab.get(at..at + elements)
+            });
+            heads.collect::<Vec<_>>().concat()
+        };
+        let saved = self.slabs.iter().map(of).collect();
+        self.saved.push((rows, saved));
+        self.saved.len() - 1
+    }
+
+    fn restore(&mut self, saved: usize, slot: usize, rows: usize) {
+        let elements = self.elements(rows);
+        let Some((held, tensors)) = self.saved.get(saved) else { return };
+        for (slab, tensor) in self.slabs.iter_mut().zip(tensors) {
+            for head in 0..self.shape.kv_heads {
+                let (to, from) = (self.shape.head(slot, head), head * held * self.shape.head_size);
+                let target = slab.get_mut(to..to + elements);
+                if let (Some(target), Some(source)) = (target, tensor.get(from..from + elements)) {
+                    target.copy_from_slice(source);
+                }
+            }
+        }
+        self.groups.iter_mut().for_each(Groups::drop_copies);
+    }
+
+    fn forget(&mut self) {
+        self.saved.clear();
     }
 }
 
@@ -227,7 +280,7 @@ impl Zeroed for Vec<u8> {
     }
 }
 
-fn dim(size: usize) -> i64 {
+pub(super) fn dim(size: usize) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
 
@@ -235,18 +288,39 @@ fn dim(size: usize) -> i64 {
 mod tests {
     use super::*;
 
-    #[test]
-    fn moving_a_slot_takes_its_tokens_along() {
+    /// Two heads of three rows of two numbers in each of two slots, counted through.
+    fn counted() -> Cache<f32> {
         let shape = Shape { kv_heads: 2, head_size: 2, context: 3, slots: 2 };
         let name = TensorName { past: c"p".into(), present: c"q".into() };
-        let mut cache = Cache::<f32>::shared(shape, vec![name]);
+        let mut cache = Cache::<f32>::new(shape, vec![name]);
         for (value, element) in (0_u8..).zip(&mut cache.slabs[0]) {
             *element = f32::from(value);
         }
-        cache.move_slot(1, 0, 2);
+        cache
+    }
+
+    #[test]
+    fn rows_are_copied_and_exchanged_head_by_head() {
+        let mut cache = counted();
+        cache.copy(1, 0, 2);
         assert_eq!(
             cache.slabs[0][..12],
             [12., 13., 14., 15., 4., 5., 18., 19., 20., 21., 10., 11.]
         );
+        let mut cache = counted();
+        cache.exchange(1, 0, 1);
+        assert_eq!(cache.slabs[0][..12], [12., 13., 2., 3., 4., 5., 18., 19., 8., 9., 10., 11.]);
+        assert_eq!(cache.slabs[0][12..16], [0., 1., 14., 15.]);
+    }
+
+    #[test]
+    fn saved_rows_come_back() {
+        let mut cache = counted();
+        let saved = cache.save(1, 2);
+        cache.restore(saved, 0, 1);
+        assert_eq!(cache.slabs[0][..12], [12., 13., 2., 3., 4., 5., 18., 19., 8., 9., 10., 11.]);
+        cache.forget();
+        cache.restore(saved, 0, 2);
+        assert_eq!(cache.slabs[0][2..4], [2., 3.]);
     }
 }

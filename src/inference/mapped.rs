@@ -1,5 +1,5 @@
-//! A model file mapped into memory: for walking a graph, checksumming weights and having their pages in memory before
-//! ONNX Runtime maps the same file. The only place that maps files.
+//! Memory as the system has it: model files mapped for walking a graph, checksumming weights and having their pages ready
+//! before ONNX Runtime maps the same file; and memory given back. The only place that maps files.
 
 use std::fs::File;
 use std::path::Path;
@@ -42,5 +42,16 @@ impl Mapped {
     /// The bytes.
     pub(super) fn bytes(&self) -> &[u8] {
         self.0.as_deref().unwrap_or(&[])
+    }
+}
+
+/// Gives the system back what was freed. glibc's allocator keeps freed memory below the last block in use; a tokenizer's
+/// JSON and a graph's initializers leave megabytes of it, as chance has it.
+pub(super) fn give_back() {
+    #[cfg(target_env = "gnu")]
+    {
+        #[expect(unsafe_code, reason = "the allocator is the C library's; nothing wraps this call")]
+        // SAFETY: takes the allocator's own locks and only frees pages that no allocation lies in.
+        let _ = unsafe { libc::malloc_trim(0) };
     }
 }

@@ -9,7 +9,9 @@ use super::interface::Interface;
 use super::onnx_file::{Node, OnnxFile, element};
 
 /// libonnxruntime, the program's own heap, thread stacks: what a model of no size takes.
-const BASE_BYTES: u64 = 18 << 20;
+const BASE_BYTES: u64 = 11 << 20;
+/// What ONNX Runtime keeps of a node: its kernel, names, shapes.
+const PER_NODE: u64 = 10 << 10;
 /// The tokenizer with its tables, and the tables for forms of answers, for each byte of tokenizer.json.
 const PER_TOKENIZER_BYTE: u64 = 14;
 /// Tokens of a prompt that are read in one step.
@@ -25,6 +27,8 @@ pub(super) struct Model<'a> {
     pub(super) tokenizer_bytes: u64,
     /// Tokens of context it was made for.
     pub(super) own_context: u32,
+    /// Weights in the kernels' order lie in a file beside the others.
+    pub(super) prepared: bool,
 }
 
 /// What a model will take, in bytes.
@@ -70,23 +74,27 @@ pub(super) fn plan(model: &Model<'_>, slots: u16, context: u32, available: Optio
         .map(|tensor| tensor.bytes)
         .sum();
     let packed = packed.saturating_add(inline);
-    let mapped = (model.file.tensors.iter())
+    let mapped: u64 = (model.file.tensors.iter())
         .filter(|tensor| tensor.is_external && !taken.contains(tensor.name.as_str()))
         .map(|tensor| tensor.bytes)
         .sum();
-    // A past that is copied into a longer present takes both.
-    let copies = if model.interface.shares_buffer { 1 } else { 2 };
-    let cache_per_token = model.interface.cache_bytes_per_token() * copies;
+    let (packed, mapped) =
+        if model.prepared { (0, packed.saturating_add(mapped)) } else { (packed, mapped) };
+    // A past that is copied into a longer present takes both, and the rows themselves.
+    let shares = model.interface.shares_buffer;
+    let contexts =
+        if shares { u64::from(slots) } else { super::kv_groups::contexts(u64::from(slots)) };
+    let cache_per_token = model.interface.cache_bytes_per_token();
     let other = BASE_BYTES
+        .saturating_add(PER_NODE.saturating_mul(model.file.nodes.len() as u64))
         .saturating_add(model.tokenizer_bytes.saturating_mul(PER_TOKENIZER_BYTE))
         .saturating_add(step(model, context));
-    let cache_of = |context: u32| {
-        cache_per_token.saturating_mul(u64::from(context)).saturating_mul(u64::from(slots))
-    };
+    let cache_of =
+        |context: u32| cache_per_token.saturating_mul(u64::from(context)).saturating_mul(contexts);
     let cache = cache_of(context);
     let fixed = packed.saturating_add(other);
     let room = available.map(|available| available.saturating_sub(fixed));
-    let per_token = cache_per_token.saturating_mul(u64::from(slots)).max(1);
+    let per_token = cache_per_token.saturating_mul(contexts).max(1);
     let largest = room.map_or(u64::from(model.own_context), |room| room / per_token);
     let largest = u32::try_from(largest).unwrap_or(u32::MAX).min(model.own_context);
     Plan {

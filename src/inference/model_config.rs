@@ -174,7 +174,7 @@ fn session_options(
     {
         if !name.eq_ignore_ascii_case("cpu") {
             warnings.push(format!(
-                "{} was made for the execution provider {name}; it runs on the CPU here",
+                "{} was made for the execution provider {name}; where it runs here is `runtime.provider`'s to say",
                 file.display()
             ));
         }

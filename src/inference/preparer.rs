@@ -10,8 +10,16 @@ use super::template::Template;
 use super::tokenizer::Tokenizer;
 use super::tools;
 use crate::request::{
-    CallStyle, Code, Input, Message, Refusal, Request, Role, Sampling, ToolChoice, Tools,
+    CallStyle, Code, ContextOverflow, Input, Message, Pinned, Refusal, Request, Role, Sampling,
+    ToolChoice, Tools,
 };
+
+/// The most tokens of an answer that slides on over the context. It is held whole, and sent in one message over MQTT: these
+/// are some 256 KiB.
+const MAX_SLIDING: u32 = 65_536;
+/// What an answer that slides on needs of the context, at most: half of it is forgotten each time, and a model that sees
+/// fewer of its own words than a sentence has writes none.
+const MIN_WINDOW: u32 = 64;
 
 /// Turns requests into prompts that can be run.
 #[derive(Clone, Debug)]
@@ -35,6 +43,9 @@ pub struct Prepared {
     pub(super) max_tokens: u32,
     pub(super) sampling: Sampling,
     pub(super) stop: Vec<String>,
+    pub(super) stop_ids: Vec<u32>,
+    /// Whether the answer goes on behind the end of the context.
+    pub(super) slides: bool,
     pub(super) form: Option<Form>,
     pub(super) calls: Option<CallStyle>,
     pub(super) mark: Option<(u32, &'static str)>,
@@ -85,20 +96,25 @@ impl Preparer {
     /// `context_length_exceeded` with the context and the prompt's tokens, `bad_request` for an unusable schema or a
     /// conversation the model's template refuses, `unsupported` for a conversation where there is no template.
     pub fn prepare(&self, request: &Request) -> Result<Prepared, Refusal> {
-        let tokens = match &request.input {
-            Input::Chat(messages) => self.conversation(messages, request.tools.as_ref())?,
-            Input::Ask { system, text } if self.parts.template.is_some() => {
-                let message = |role, content: &str| Message::new(role, content);
-                let system = system.iter().map(|system| message(Role::System, system));
-                let messages: Vec<Message> = system.chain([message(Role::User, text)]).collect();
-                self.conversation(&messages, None)?
-            }
-            Input::Ask { system: Some(system), text } => {
-                self.text(&format!("{system}\n\n{text}"))?
-            }
-            Input::Completion(text) | Input::Ask { system: None, text } => self.text(text)?,
-        };
+        let tokens = self.tokens(&request.input, request.tools.as_ref())?;
         self.finish(tokens, request)
+    }
+
+    /// The tokens that all prompts with this system message begin with: what two prompts have in common that share nothing
+    /// else. Empty where that cannot be told.
+    pub fn beginning(&self, pinned: &Pinned) -> Vec<u32> {
+        let prompt = |more: &str, text: &str| {
+            let system = match pinned.system.as_str() {
+                system if pinned.goes_on => format!("{}\n{more}", system.trim_end_matches('\n')),
+                system => system.to_owned(),
+            };
+            self.tokens(&Input::Ask { system: Some(system), text: text.into() }, None)
+        };
+        let (Ok(one), Ok(other)) = (prompt("a", "Why"), prompt("1", "42")) else {
+            return Vec::new();
+        };
+        let common = one.iter().zip(&other).take_while(|(a, b)| a == b).count();
+        one.into_iter().take(common).collect()
     }
 
     /// The same for a prompt that already is tokens; `request.input` is not looked at.
@@ -116,6 +132,21 @@ impl Preparer {
         self.finish(tokens, request)
     }
 
+    /// The tokens of a prompt as the model sees it.
+    fn tokens(&self, input: &Input, tools: Option<&Tools>) -> Result<Vec<u32>, Refusal> {
+        match input {
+            Input::Chat(messages) => self.conversation(messages, tools),
+            Input::Ask { system, text } if self.parts.template.is_some() => {
+                let message = |role, content: &str| Message::new(role, content);
+                let system = system.iter().map(|system| message(Role::System, system));
+                let messages: Vec<Message> = system.chain([message(Role::User, text)]).collect();
+                self.conversation(&messages, None)
+            }
+            Input::Ask { system: Some(system), text } => self.text(&format!("{system}\n\n{text}")),
+            Input::Completion(text) | Input::Ask { system: None, text } => self.text(text),
+        }
+    }
+
     fn finish(&self, tokens: Vec<u32>, request: &Request) -> Result<Prepared, Refusal> {
         if tokens.is_empty() {
             return Err(Refusal::bad_request(
@@ -127,7 +158,11 @@ impl Preparer {
         let Some(room) = context.checked_sub(have).filter(|room| *room > 0) else {
             return Err(too_long(context, u64::from(have), ""));
         };
-        self.check_bias(&request.sampling)?;
+        let max_tokens = match request.context_overflow {
+            ContextOverflow::Stop => request.max_tokens.map_or(room, |most| most.min(room)),
+            ContextOverflow::Slide => self.sliding(request.max_tokens, room, have)?,
+        };
+        self.check_tokens(request)?;
         let template = self.parts.template.as_ref();
         let style = template.and_then(Template::calls).unwrap_or(CallStyle::Hermes);
         let tools = request.tools.as_ref().filter(|tools| tools.choice != ToolChoice::None);
@@ -138,9 +173,11 @@ impl Preparer {
         let mark = mark.and_then(|mark| Some((self.parts.tokenizer.control(mark)?, mark)));
         Ok(Prepared {
             tokens,
-            max_tokens: request.max_tokens.map_or(room, |most| most.min(room)),
+            max_tokens,
             sampling: request.sampling.clone(),
             stop: request.stop.clone(),
+            stop_ids: request.stop_token_ids.clone(),
+            slides: max_tokens > room,
             form,
             calls,
             mark,
@@ -148,20 +185,48 @@ impl Preparer {
         })
     }
 
-    /// Refuses biases of tokens that the model does not have.
-    fn check_bias(&self, sampling: &Sampling) -> Result<(), Refusal> {
-        let vocab = self.parts.vocab;
-        let known = |id: u32| usize::try_from(id).is_ok_and(|id| id < vocab);
-        match sampling.logit_bias.iter().find(|(id, _)| !known(*id)) {
-            None => Ok(()),
-            Some((id, _)) => {
-                let message = format!(
-                    "`logit_bias` names the token {id}; the model has the tokens 0 to {}",
-                    vocab.saturating_sub(1)
-                );
-                Err(Refusal::bad_request(message).with_param(format!("logit_bias.{id}")))
-            }
+    /// How long an answer may be that goes on behind the end of the context. The prompt is seen whole to the end.
+    fn sliding(&self, asked: Option<u32>, room: u32, have: u32) -> Result<u32, Refusal> {
+        let Some(most) = asked else {
+            let message = "an answer that slides on over the context needs `max_tokens`: nothing else is sure to end it";
+            return Err(Refusal::bad_request(message).with_param("max_tokens"));
+        };
+        if most > MAX_SLIDING {
+            let message = format!(
+                "`max_tokens` is {most}; an answer that slides on over the context has at most {MAX_SLIDING}"
+            );
+            let refusal = Refusal::bad_request(message).with_param("max_tokens");
+            return Err(refusal.with_limit(MAX_SLIDING.into(), most.into()));
         }
+        let least = MIN_WINDOW.min(self.parts.context / 4);
+        if most > room && room < least {
+            let about =
+                format!(", which leaves {room}, and an answer that slides on needs {least};");
+            let message = format!(
+                "the prompt has {have} tokens of the context's {}{about} shorten the prompt",
+                self.parts.context
+            );
+            let refusal = Refusal::new(Code::ContextLengthExceeded, message);
+            return Err(refusal.with_limit(self.parts.context.into(), have.into()));
+        }
+        Ok(most)
+    }
+
+    /// Refuses biases and ends by tokens that the model does not have.
+    fn check_tokens(&self, request: &Request) -> Result<(), Refusal> {
+        let vocab = self.parts.vocab;
+        let unknown = |id: u32| usize::try_from(id).map_or(true, |id| id >= vocab);
+        let bias = (request.sampling.logit_bias.iter().map(|(id, _)| *id))
+            .find(|id| unknown(*id))
+            .map(|id| ("logit_bias", format!("logit_bias.{id}"), id));
+        let stop = (request.stop_token_ids.iter().copied().find(|id| unknown(*id)))
+            .map(|id| ("stop_token_ids", "stop_token_ids".to_owned(), id));
+        let Some((field, param, id)) = bias.or(stop) else { return Ok(()) };
+        let message = format!(
+            "`{field}` names the token {id}; the model has the tokens 0 to {}",
+            vocab.saturating_sub(1)
+        );
+        Err(Refusal::bad_request(message).with_param(param))
     }
 
     fn text(&self, text: &str) -> Result<Vec<u32>, Refusal> {

@@ -8,12 +8,15 @@ use super::Clock;
 use super::error::{StepError, chain};
 use super::generation::{Generation, Plan};
 use super::graph::{Graph, Row};
+use super::interrupt::Interrupt;
+use super::pins::Pins;
+use super::prefix::{Move, Slots};
 use super::preparer::Prepared;
 use super::sampler::Sampler;
 use super::stop::StopStrings;
 use super::tokenizer::Tokenizer;
 use super::watch::Watch;
-use crate::request::{Code, Event, PromptId, Refusal};
+use crate::request::{Code, Event, PromptId, Refusal, Reuse};
 
 /// The model at work.
 pub struct Runner {
@@ -25,12 +28,33 @@ pub struct Runner {
     pub(super) watch: Watch,
     pub(super) chunk: usize,
     pub(super) slots: usize,
+    /// Tokens of one slot.
+    pub(super) context: usize,
     /// Started and not yet being read.
     pub(super) waiting: VecDeque<(PromptId, Generation)>,
     /// The one that is being read, and the slot it is read into: behind all that are being answered.
     pub(super) reading: Option<(usize, PromptId, Generation)>,
     /// Those being answered; the index is the slot, so that a step covers the slots 0, 1, 2, … without holes.
     pub(super) answering: Vec<(PromptId, Generation)>,
+    /// What lies in the slots, of prompts in work and of those that ended.
+    pub(super) kept: Slots,
+    /// Beginnings that are to be pinned.
+    pub(super) pins: Pins,
+}
+
+/// A prompt to run.
+#[derive(Debug)]
+pub struct Start<'a> {
+    /// Its number.
+    pub id: PromptId,
+    /// What was prepared.
+    pub prepared: Prepared,
+    /// The seed of its choices.
+    pub seed: u64,
+    /// Tokens of its answer that were delivered before: they are taken as chosen, no event repeats them.
+    pub resume: &'a [u32],
+    /// Whose rows of the cache it may start behind.
+    pub reuse: Reuse,
 }
 
 impl std::fmt::Debug for Runner {
@@ -43,18 +67,12 @@ impl std::fmt::Debug for Runner {
 }
 
 impl Runner {
-    /// Starts a prompt. `resume` are tokens of its answer that were delivered before: they are taken as chosen, no
-    /// event repeats them.
+    /// Starts a prompt.
     ///
     /// # Errors
     /// `busy` where no slot is free, `bad_request` where `resume` breaks the form of the answer or does not fit.
-    pub fn start(
-        &mut self,
-        id: PromptId,
-        prepared: Prepared,
-        seed: u64,
-        resume: &[u32],
-    ) -> Result<(), Refusal> {
+    pub fn start(&mut self, start: Start<'_>) -> Result<(), Refusal> {
+        let Start { id, prepared, seed, resume, reuse } = start;
         if self.free_slots() == 0 {
             return Err(Refusal::new(Code::Busy, format!("all {} slots are taken", self.slots)));
         }
@@ -67,6 +85,10 @@ impl Runner {
             return Err(Refusal::bad_request(message));
         }
         let sampler = Sampler::new(prepared.sampling, seed, &prepared.tokens);
+        let eos = match prepared.stop_ids.as_slice() {
+            [] => Arc::clone(&self.eos),
+            more => [&*self.eos, more].concat().into(),
+        };
         let plan = Plan {
             prompt: prepared.tokens,
             max_tokens: prepared.max_tokens,
@@ -76,7 +98,9 @@ impl Runner {
             form: prepared.form,
             mark: prepared.mark,
             logprobs: prepared.logprobs,
-            eos: Arc::clone(&self.eos),
+            reuse,
+            slides: prepared.slides.then_some(self.context),
+            eos,
             tokenizer: Arc::clone(&self.tokenizer),
         };
         self.waiting.push_back((id, Generation::new(plan, resume)?));
@@ -86,17 +110,23 @@ impl Runner {
     /// Stops a prompt; no further event of it comes. Unknown numbers are ignored.
     pub fn cancel(&mut self, id: PromptId) {
         self.waiting.retain(|(other, _)| *other != id);
-        if self.reading.as_ref().is_some_and(|(_, other, _)| *other == id) {
-            self.reading = None;
+        if let Some((slot, _, generation)) = self.reading.take_if(|(_, other, _)| *other == id) {
+            self.kept.hold(slot, generation.reuse().own, generation.kept());
         }
         if let Some(slot) = self.answering.iter().position(|(other, _)| *other == id) {
             self.release(slot);
         }
     }
 
+    /// What ends the step that reads a chunk of a prompt, from another thread: it is cancelled, and need not be waited for.
+    pub fn interrupter(&self) -> impl Fn(PromptId) + Send + Sync + 'static {
+        let interrupt: Arc<Interrupt> = Arc::clone(self.graph.interrupt());
+        move |id| interrupt.cancel(id)
+    }
+
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
-        self.free_slots() == self.slots
+        self.free_slots() == self.slots && self.pins.is_done()
     }
 
     /// Prompts that could be started now.
@@ -130,34 +160,57 @@ impl Runner {
 
     fn read_chunk(&mut self, emit: &mut dyn FnMut(PromptId, Event)) {
         if self.reading.is_none() {
+            let Some((id, mut generation)) = self.waiting.pop_front() else {
+                return self.read_pin();
+            };
+            generation.begin((self.clock)());
+            if generation.is_over() {
+                if let Some(event) = generation.untold() {
+                    emit(id, event);
+                }
+                emit(id, generation.finished((self.clock)()));
+                return;
+            }
+            self.pins.give_way();
             let slot = self.answering.len();
-            self.reading = self.waiting.pop_front().map(|(id, generation)| (slot, id, generation));
+            let (rows, moves) = if self.graph.reuses() {
+                self.kept.begin(slot, generation.given(), generation.reuse())
+            } else {
+                (0, Vec::new())
+            };
+            for done in moves {
+                self.apply(done);
+            }
+            generation.start_behind(rows);
+            self.reading = Some((slot, id, generation));
         }
         let Some((slot, id, mut generation)) = self.reading.take() else { return };
-        generation.begin((self.clock)());
-        if generation.is_over() {
-            if let Some(event) = generation.untold() {
-                emit(id, event);
+        let length = chunk_length(generation.cached(), generation.given().len(), self.chunk);
+        let row = Row { slot, past: generation.cached(), tokens: generation.unread(length) };
+        self.graph.interrupt().enter(id);
+        let result = self.graph.forward(&[row]);
+        let interrupted = self.graph.interrupt().leave();
+        match result {
+            Ok(()) => emit(id, generation.read(length)),
+            // Its cancel is on the way. What the step wrote lies behind what counts.
+            Err(_) if interrupted => {
+                self.reading = Some((slot, id, generation));
+                return;
             }
-            emit(id, generation.finished((self.clock)()));
-            return;
+            Err(error) => {
+                let message = format!("ONNX Runtime failed on this prompt: {}", chain(&error));
+                emit(id, Event::Failed(Refusal::new(Code::Internal, message)));
+                return;
+            }
         }
-        let tokens = generation.unread(self.chunk);
-        let length = tokens.len();
-        let row = Row { slot, past: generation.cached(), tokens };
-        if let Err(error) = self.graph.forward(&[row]) {
-            let message = format!("ONNX Runtime failed on this prompt: {}", chain(&error));
-            emit(id, Event::Failed(Refusal::new(Code::Internal, message)));
-            return;
-        }
-        emit(id, generation.read(length));
         if !generation.is_read() {
             self.reading = Some((slot, id, generation));
             return;
         }
+        self.kept.hold(slot, generation.reuse().own, generation.kept());
         // Others may have ended while this one was being read: close the gap.
         let place = self.answering.len();
-        self.graph.move_slot(slot, place, generation.cached());
+        self.exchange(slot, place, generation.cached());
         if self.advance(0, id, &mut generation, emit) {
             self.answering.push((id, generation));
         }
@@ -237,11 +290,33 @@ impl Runner {
         !generation.is_over()
     }
 
-    /// Frees a slot: the last one takes its place.
+    /// Frees a slot: the last one takes its place, and what is kept of the one that ended goes where that was.
     fn release(&mut self, slot: usize) {
         let last = self.answering.len() - 1;
         let tokens = self.answering.get(last).map_or(0, |(_, generation)| generation.cached());
-        self.graph.move_slot(last, slot, tokens);
+        self.exchange(slot, last, tokens);
         self.answering.swap_remove(slot);
     }
+
+    /// Two slots change places, of which `rows` rows and what is kept are in use.
+    fn exchange(&mut self, one: usize, other: usize, rows: usize) {
+        if one != other {
+            let done = self.kept.exchange(one, other, rows);
+            self.apply(done);
+        }
+    }
+
+    fn apply(&mut self, done: Move) {
+        match done {
+            Move::Exchange { one, other, rows } => self.graph.cache.exchange(one, other, rows),
+            Move::Copy { from, to, rows } => self.graph.cache.copy(from, to, rows),
+            Move::Restore { saved, to, rows } => self.graph.cache.restore(saved, to, rows),
+        }
+    }
+}
+
+/// How many tokens the next step reads of a prompt of `length` of which `past` are in the cache: up to the next multiple
+/// of the chunk, so that the steps of a prompt do not depend on where it starts (`prefix.rs`).
+pub(super) fn chunk_length(past: usize, length: usize, chunk: usize) -> usize {
+    (chunk - past % chunk).min(length.saturating_sub(past))
 }

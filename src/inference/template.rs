@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter};
 
 use super::error::{LoadError, chain};
-use super::tools;
+use super::{markup, tools};
 use crate::request::{CallStyle, Code, Message, Refusal, Tools};
 
 /// The largest template among the well-known models has 13 kB.
@@ -200,6 +200,7 @@ fn environment(source: String) -> Result<Environment<'static>, minijinja::Error>
         },
     );
     environment.add_filter("tojson", tojson);
+    markup::add(&mut environment, &source);
     environment.add_template_owned(NAME, source)?;
     Ok(environment)
 }

@@ -1,87 +1,119 @@
-//! The seam to the MQTT library: its options, packets and errors in our words. With `link.rs` the only file that
-//! names rumqttc, so that the library can be exchanged.
+//! A connection to the broker as the door sees it: what it is made with, how messages are handed to it, what the broker
+//! said when it let us in, and why a connection ended. Opens nothing itself.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rumqttc::v5::mqttbytes::v5::{
-    ConnAck, ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter, LastWill, PubAck,
-    PubAckReason, Publish, PublishProperties, RetainForwardRule, SubAck, SubscribeReasonCode,
-};
-use rumqttc::v5::mqttbytes::{self, QoS};
-use rumqttc::v5::{AsyncClient, ConnectionError, EventLoop, MqttOptions, StateError};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
 
 use super::backoff::Kind;
-use super::message::{Delivery, Message, Publication};
+use super::message::Publication;
+use super::packet::{Connack, MAX_PACKET, Version};
+use super::tls::TlsFiles;
+use super::url::BrokerUrl;
+use crate::wire::Broker;
 
 /// The most messages the broker may leave unacknowledged with us.
 pub(crate) const RECEIVE_MAXIMUM: u16 = 64;
-/// The most messages we leave unacknowledged with the broker. The library reserves memory for each: its default of
-/// 65,535 takes 13 MiB.
+/// The most messages we leave unacknowledged with the broker.
 const INFLIGHT: u16 = 64;
-/// Requests on their way into the library: all unacknowledged messages of both directions, and pieces of streams.
+/// Messages on their way into the connection: all unacknowledged ones of both directions, and pieces of streams.
 const QUEUE: usize = 256;
-/// How long a broker may take to let us in, name look-up included.
+/// A refusal and the acknowledgement behind it.
+const PAIR: usize = 2;
+/// How long a broker may take to let us in, name look-up and TLS included.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the broker keeps what comes for us while we are away.
-const SESSION_EXPIRY_SECONDS: u32 = 3600;
+pub(crate) const SESSION_EXPIRY_SECONDS: u32 = 3600;
 /// Topic and properties of a message, beside its payload: the broker is told to send us somewhat more than we accept,
 /// so that we can answer `payload_too_large`; a broker drops what is over its limit without a word.
 const HEADROOM: usize = 64 << 10;
-/// The largest packet MQTT has.
-const MAX_PACKET: usize = 268_435_455;
 
 /// What a connection is made with.
 #[derive(Clone)]
 pub(crate) struct Options {
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    pub(crate) login: Option<(String, String)>,
+    /// The brokers, tried in turn.
+    pub(crate) brokers: Vec<BrokerUrl>,
+    pub(crate) username: Option<String>,
+    pub(crate) password: Option<String>,
+    /// Read for every connection, so that a new password needs no restart.
+    pub(crate) password_file: Option<PathBuf>,
+    pub(crate) tls: TlsFiles,
     pub(crate) client_id: String,
     pub(crate) keep_alive: Duration,
     /// The most bytes of a payload that promptd reads.
     pub(crate) payload_bytes: usize,
-    /// Where the broker says `offline` when we vanish.
-    pub(crate) will_topic: String,
+    /// Where the broker says `offline` when we vanish, if anywhere.
+    pub(crate) will_topic: Option<String>,
+    /// How long the broker keeps what comes for us while we are away.
+    pub(crate) session_seconds: u32,
+    /// The number of the first connection. Packet numbers are told apart by it, so no two lines to the broker may have the
+    /// same ones.
+    pub(crate) first_epoch: u64,
+    /// Who is told how it stands.
+    pub(crate) state: watch::Sender<Broker>,
 }
 
 /// What is said when we vanish, and when we leave.
 pub(crate) const OFFLINE: &str = "offline";
 
 impl Options {
-    pub(super) fn event_loop(&self, clean_start: bool) -> (AsyncClient, EventLoop) {
-        let mut options = MqttOptions::new(self.client_id.as_str(), self.host.as_str(), self.port);
-        options.set_keep_alive(self.keep_alive).set_clean_start(clean_start).set_manual_acks(true);
-        options
-            .set_connection_timeout(CONNECT_TIMEOUT.as_secs())
-            .set_outgoing_inflight_upper_limit(INFLIGHT);
-        options.set_last_will(LastWill::new(
-            self.will_topic.as_str(),
-            OFFLINE,
-            QoS::AtLeastOnce,
-            true,
-            None,
-        ));
-        let mut properties = ConnectProperties::new();
-        properties.session_expiry_interval = Some(SESSION_EXPIRY_SECONDS);
-        properties.receive_maximum = Some(RECEIVE_MAXIMUM);
-        let packet = self.payload_bytes.saturating_add(HEADROOM).min(MAX_PACKET);
-        properties.max_packet_size = u32::try_from(packet).ok();
-        // The library gives a message with an unknown alias an empty topic.
-        properties.topic_alias_max = Some(0);
-        options.set_connect_properties(properties);
-        if let Some((user, password)) = &self.login {
-            options.set_credentials(user.as_str(), password.as_str());
-        }
-        AsyncClient::new(options, QUEUE)
+    /// The largest packet that we take from the broker.
+    pub(super) fn max_packet(&self) -> usize {
+        self.payload_bytes.saturating_add(HEADROOM).min(MAX_PACKET)
     }
+
+    /// User name and password for this broker, or why there are none.
+    pub(super) fn login(&self, broker: &BrokerUrl) -> Result<Option<(String, String)>, Trouble> {
+        let Some(user) = self.username.clone().or_else(|| broker.username.clone()) else {
+            return Ok(None);
+        };
+        let password = match (&self.password, &self.password_file) {
+            (Some(password), _) => password.clone(),
+            (None, Some(file)) => {
+                let text = std::fs::read_to_string(file).map_err(|error| {
+                    Trouble::refused(format!("mqtt.password_file `{}`: {error}", file.display()))
+                })?;
+                text.lines().next().unwrap_or_default().to_owned()
+            }
+            (None, None) => broker.password.clone().unwrap_or_default(),
+        };
+        Ok(Some((user, password)))
+    }
+}
+
+/// What a subscription is for; the broker's answer goes by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Prompts and cancels: without them promptd is deaf.
+    Prompts,
+    /// Values of profiles, operators' requests, births of others.
+    Besides,
+    /// What the boards of a fleet tell and hand each other, or the subscription that they share.
+    Fleet,
+}
+
+/// What the door wants of a connection.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// A message; `acknowledged` is `QoS` 1.
+    Publish { publication: Publication, acknowledged: bool, expiry: Option<Duration> },
+    /// A message of this connection is done with.
+    Acknowledge { packet: u16 },
+    /// These topics are wanted. Of prompts the broker sends what it kept once, so that its owner can be told in the log.
+    Subscribe { filters: Vec<String>, acknowledged: bool, retained_once: bool, purpose: Purpose },
+    /// This topic is wanted no more.
+    Unsubscribe { filter: String },
+    /// Goodbye, after what was handed over before.
+    Disconnect,
 }
 
 /// The sending half of one connection. Nothing here waits.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    inner: AsyncClient,
+    commands: mpsc::Sender<Command>,
     drop: Arc<Notify>,
 }
 
@@ -90,8 +122,15 @@ pub(crate) struct Client {
 pub(crate) struct Full;
 
 impl Client {
-    pub(super) fn new(inner: AsyncClient, drop: Arc<Notify>) -> Client {
-        Client { inner, drop }
+    /// The two ends of one, and what tells that it is abandoned.
+    pub(super) fn pair() -> (Client, mpsc::Receiver<Command>, Arc<Notify>) {
+        let (commands, receiver) = mpsc::channel(QUEUE);
+        let drop = Arc::new(Notify::new());
+        (Client { commands, drop: Arc::clone(&drop) }, receiver, drop)
+    }
+
+    fn command(&self, command: Command) -> Result<(), Full> {
+        self.commands.try_send(command).map_err(|_| Full)
     }
 
     /// Sends a message that the broker acknowledges (`QoS` 1).
@@ -100,71 +139,79 @@ impl Client {
         publication: &Publication,
         expiry: Option<Duration>,
     ) -> Result<(), Full> {
-        self.send(publication, QoS::AtLeastOnce, expiry)
+        let publication = publication.clone();
+        self.command(Command::Publish { publication, acknowledged: true, expiry })
     }
 
     /// Sends a message that may be lost (`QoS` 0).
     pub(crate) fn tell(&self, publication: &Publication) -> Result<(), Full> {
-        self.send(publication, QoS::AtMostOnce, None)
-    }
-
-    fn send(
-        &self,
-        publication: &Publication,
-        qos: QoS,
-        expiry: Option<Duration>,
-    ) -> Result<(), Full> {
-        let Publication { topic, payload, retain, correlation, content_type, properties } =
-            publication;
-        let properties = PublishProperties {
-            payload_format_indicator: content_type.map(|_| 1),
-            // Whole seconds; 0 would mean that it is over already.
-            message_expiry_interval: expiry
-                .map(|e| u32::try_from(e.as_secs().max(1)).unwrap_or(u32::MAX)),
-            correlation_data: correlation.clone(),
-            content_type: content_type.map(str::to_owned),
-            user_properties: properties
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), value.clone()))
-                .collect(),
-            ..PublishProperties::default()
-        };
-        let sent = self.inner.try_publish_with_properties(
-            topic.as_str(),
-            qos,
-            *retain,
-            payload.clone(),
-            properties,
-        );
-        sent.map_err(|_| Full)
+        let publication = publication.clone();
+        self.command(Command::Publish { publication, acknowledged: false, expiry: None })
     }
 
     /// Acknowledges a message of this connection.
     pub(crate) fn acknowledge(&self, packet: u16) -> Result<(), Full> {
-        let message = Publish { pkid: packet, qos: QoS::AtLeastOnce, ..Publish::default() };
-        self.inner.try_ack(&message).map_err(|_| Full)
+        self.command(Command::Acknowledge { packet })
+    }
+
+    /// Whether a refusal and the acknowledgement behind it have room. Where nobody listens any more they have.
+    pub(crate) fn has_room(&self) -> bool {
+        self.commands.is_closed() || self.commands.capacity() >= PAIR
+    }
+
+    /// Waits until they have, or nobody listens any more.
+    pub(crate) async fn room(&self) {
+        let _ = self.commands.reserve_many(PAIR).await;
+    }
+
+    /// Says no and acknowledges what was asked, in this order on one stream of bytes: a broker that has the acknowledgement
+    /// has the refusal as well, so that neither waits for anything of the broker's.
+    pub(crate) fn refuse(
+        &self,
+        publication: &Publication,
+        packet: Option<u16>,
+    ) -> Result<(), Full> {
+        let mut room = self.commands.try_reserve_many(PAIR).map_err(|_| Full)?;
+        let publication = publication.clone();
+        let refusal = Command::Publish { publication, acknowledged: false, expiry: None };
+        let acknowledgement = packet.map(|packet| Command::Acknowledge { packet });
+        for (command, room) in [refusal].into_iter().chain(acknowledgement).zip(&mut room) {
+            room.send(command);
+        }
+        Ok(())
     }
 
     /// Asks for the messages on these topics.
-    pub(crate) fn subscribe(&self, topics: &[String]) -> Result<(), Full> {
-        let filters = topics.iter().map(|topic| Filter {
-            // A prompt that the broker kept is not for us; it is sent once, so that its owner can be told in the log.
-            retain_forward_rule: RetainForwardRule::OnNewSubscribe,
-            ..Filter::new(topic.as_str(), QoS::AtLeastOnce)
-        });
-        self.inner.try_subscribe_many(filters).map_err(|_| Full)
+    pub(crate) fn subscribe(&self, topics: &[String], purpose: Purpose) -> Result<(), Full> {
+        let filters = topics.to_vec();
+        self.command(Command::Subscribe {
+            filters,
+            acknowledged: true,
+            retained_once: true,
+            purpose,
+        })
+    }
+
+    /// Asks for no more messages on this topic.
+    pub(crate) fn unsubscribe(&self, filter: String) -> Result<(), Full> {
+        self.command(Command::Unsubscribe { filter })
     }
 
     /// Listens to topics whose newest values are wanted: what the broker keeps comes at once, and a lost one is followed by
     /// the next.
-    pub(crate) fn follow(&self, topics: &[String]) -> Result<(), Full> {
-        let filters = topics.iter().map(|topic| Filter::new(topic.as_str(), QoS::AtMostOnce));
-        self.inner.try_subscribe_many(filters).map_err(|_| Full)
+    pub(crate) fn follow(&self, topics: &[String], purpose: Purpose) -> Result<(), Full> {
+        let filters = topics.to_vec();
+        self.command(Command::Subscribe {
+            filters,
+            acknowledged: false,
+            retained_once: false,
+            purpose,
+        })
     }
 
     /// Says goodbye; the connection ends after what was sent before.
     pub(crate) fn disconnect(&self) -> Result<(), Full> {
-        self.inner.try_disconnect().map_err(|_| Full)
+        self.command(Command::Disconnect)
     }
 
     /// Drops the connection, so that the next one begins.
@@ -178,71 +225,42 @@ impl Client {
 pub(crate) struct Welcome {
     /// Whether it kept our session.
     pub(crate) session: bool,
+    /// Which MQTT it speaks with us.
+    pub(crate) version: Version,
     /// The most messages we may leave unacknowledged.
     pub(crate) window: usize,
     /// The largest packet it takes.
     pub(crate) max_packet: usize,
+    /// Whether it acknowledges messages at all (Maximum `QoS` 1 or 2).
+    pub(crate) acknowledges: bool,
+    /// Whether it keeps messages for whoever subscribes later.
+    pub(crate) retains: bool,
 }
 
 impl Welcome {
-    pub(super) fn new(connack: &ConnAck) -> Welcome {
-        let properties = connack.properties.as_ref();
-        Welcome::of(
-            connack.session_present,
-            properties.and_then(|p| p.receive_max),
-            properties.and_then(|p| p.max_packet_size),
-        )
-    }
-
-    fn of(session: bool, receive: Option<u16>, packet: Option<u32>) -> Welcome {
-        // With its window full the library sends no acknowledgements either: one place stays free.
-        let window =
-            usize::from(receive.unwrap_or(u16::MAX).min(INFLIGHT)).saturating_sub(1).max(1);
-        let packet = packet.and_then(|size| usize::try_from(size).ok()).unwrap_or(MAX_PACKET);
-        Welcome { session, window, max_packet: packet.min(MAX_PACKET) }
+    pub(super) fn new(connack: &Connack, version: Version) -> Welcome {
+        let window = usize::from(connack.receive_maximum.unwrap_or(u16::MAX).clamp(1, INFLIGHT));
+        let packet = connack.maximum_packet.and_then(|size| usize::try_from(size).ok());
+        Welcome {
+            session: connack.session,
+            version,
+            window,
+            max_packet: packet.unwrap_or(MAX_PACKET).min(MAX_PACKET),
+            acknowledges: connack.maximum_qos.is_none_or(|most| most > 0),
+            retains: !connack.retain_unavailable,
+        }
     }
 }
 
-/// A message in our words; `None` where its topic is no text.
-pub(super) fn message(publish: Publish, epoch: u64) -> Option<Message> {
-    let properties = publish.properties.unwrap_or_default();
-    let topic = String::from_utf8(publish.topic.to_vec()).ok().filter(|topic| !topic.is_empty())?;
-    Some(Message {
-        topic,
-        payload: publish.payload,
-        retained: publish.retain,
-        again: publish.dup,
-        delivery: delivery(publish.qos, publish.pkid, epoch),
-        response_topic: properties.response_topic,
-        correlation: properties.correlation_data,
-        content_type: properties.content_type,
-        expiry: properties
-            .message_expiry_interval
-            .map(|seconds| Duration::from_secs(seconds.into())),
-        client: properties
-            .user_properties
-            .into_iter()
-            .find(|(name, _)| name == "client")
-            .map(|(_, client)| client),
-    })
-}
-
-fn delivery(qos: QoS, packet: u16, epoch: u64) -> Option<Delivery> {
-    (qos != QoS::AtMostOnce).then_some(Delivery { epoch, packet })
-}
-
-/// Why the broker did not take a message, where it did not.
-pub(super) fn refusal_of(ack: &PubAck) -> Option<String> {
-    let taken = matches!(ack.reason, PubAckReason::Success | PubAckReason::NoMatchingSubscribers);
-    (!taken).then(|| format!("{:?}", ack.reason))
-}
-
-/// Why the broker lets us not subscribe, where it does not.
-pub(super) fn subscribed(ack: &SubAck) -> Result<(), String> {
-    match ack.return_codes.iter().find(|code| !matches!(code, SubscribeReasonCode::Success(_))) {
-        None => Ok(()),
-        Some(code) => Err(format!("{code:?}")),
-    }
+/// What promptd has to do otherwise on its next try with this broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Adapt {
+    /// Speak 3.1.1.
+    Version,
+    /// Ask for no retained will.
+    NoRetain,
+    /// Ask for a will of `QoS` 0.
+    NoQos,
 }
 
 /// Why a connection ended or did not come about.
@@ -254,145 +272,211 @@ pub(crate) struct Trouble {
     pub(crate) reason: String,
     /// Whether the broker sent bytes that are no MQTT: a message it keeps for us may be the cause.
     pub(crate) undecodable: bool,
+    /// What may help.
+    pub(crate) adapt: Option<Adapt>,
 }
 
 impl Trouble {
     pub(super) fn away(reason: impl Into<String>) -> Trouble {
-        Trouble { kind: Kind::Away, reason: reason.into(), undecodable: false }
+        Trouble { kind: Kind::Away, reason: reason.into(), undecodable: false, adapt: None }
     }
 
-    /// The library made a mistake; the next connection begins with a new state of it.
-    pub(super) fn panicked() -> Trouble {
-        Trouble::refused("the MQTT library panicked")
+    pub(super) fn refused(reason: impl Into<String>) -> Trouble {
+        Trouble { kind: Kind::Refused, ..Trouble::away(reason) }
     }
 
-    fn refused(reason: impl Into<String>) -> Trouble {
-        Trouble { kind: Kind::Refused, reason: reason.into(), undecodable: false }
+    pub(super) fn adapt(reason: impl Into<String>, adapt: Adapt) -> Trouble {
+        Trouble { adapt: Some(adapt), ..Trouble::refused(reason) }
     }
 
-    pub(super) fn new(error: ConnectionError) -> Trouble {
-        match error {
-            ConnectionError::Io(error) => Trouble::away(error.to_string()),
-            ConnectionError::Timeout(_) => Trouble::away(format!(
-                "it did not let us in within {} s",
-                CONNECT_TIMEOUT.as_secs()
-            )),
-            ConnectionError::ConnectionRefused(code) => refused_by(code),
-            ConnectionError::NotConnAck(_) => {
-                Trouble::refused("it answered with something that is not MQTT 5")
-            }
-            ConnectionError::MqttState(state) => broken(state),
-            ConnectionError::RequestsDone => Trouble::away("the MQTT library gave up"),
-        }
-    }
-}
-
-fn refused_by(code: ConnectReturnCode) -> Trouble {
-    use ConnectReturnCode as Is;
-    match code {
-        Is::BadUserNamePassword | Is::NotAuthorized | Is::Banned => Trouble::refused(format!(
-            "it refuses the login ({code:?}); check mqtt.username and the password"
-        )),
-        Is::RefusedProtocolVersion | Is::UnsupportedProtocolVersion => {
-            Trouble::refused("it does not speak MQTT 5, which promptd needs")
-        }
-        Is::BadClientId | Is::ClientIdentifierNotValid => {
-            Trouble::refused("it does not accept the client id; set mqtt.client_id")
-        }
-        Is::ServiceUnavailable
-        | Is::ServerUnavailable
-        | Is::ServerBusy
-        | Is::ConnectionRateExceeded => {
-            Trouble::away(format!("it is there but lets nobody in ({code:?})"))
-        }
-        Is::RetainNotSupported | Is::QoSNotSupported => Trouble::refused(format!(
-            "promptd needs QoS 1 and retained messages, which it does not offer ({code:?})"
-        )),
-        _ => Trouble::refused(format!("it refuses the connection ({code:?})")),
-    }
-}
-
-fn broken(error: StateError) -> Trouble {
-    match error {
-        StateError::Io(error) | StateError::Deserialization(mqttbytes::Error::Io(error)) => {
-            Trouble::away(error.to_string())
-        }
-        StateError::ConnectionAborted => Trouble::away("it closed the connection"),
-        StateError::AwaitPingResp => Trouble::away("it answered no ping"),
-        StateError::ServerDisconnect {
-            reason_code: DisconnectReasonCode::SessionTakenOver,
-            ..
-        } => Trouble::refused(
-            "another client connected with the same client id; each board needs its own mqtt.node or mqtt.client_id",
-        ),
-        StateError::ServerDisconnect { reason_code, reason_string } => {
-            use DisconnectReasonCode as Is;
-            let text =
-                reason_string.map(|text| format!(": {}", text.escape_debug())).unwrap_or_default();
-            let reason = format!("it said goodbye ({reason_code:?}{text})");
-            match reason_code {
-                Is::NormalDisconnection
-                | Is::ServerShuttingDown
-                | Is::ServerBusy
-                | Is::KeepAliveTimeout
-                | Is::MaximumConnectTime
-                | Is::ServerMoved => Trouble::away(reason),
-                // It objects to what promptd did, and promptd will do it again.
-                _ => Trouble::refused(reason),
-            }
-        }
-        StateError::Deserialization(error) => Trouble {
-            kind: Kind::Refused,
-            reason: format!("it sent what is no MQTT 5 ({error})"),
+    pub(super) fn undecodable(why: &str) -> Trouble {
+        Trouble {
             undecodable: true,
-        },
-        other => Trouble::away(other.to_string()),
+            ..Trouble::refused(format!("it sent what is no MQTT ({why})"))
+        }
     }
+
+    /// A fault of our own; the next connection begins with nothing of this one.
+    pub(super) fn panicked() -> Trouble {
+        Trouble::refused("promptd made a mistake with the connection; please report this")
+    }
+
+    /// The broker did not let us in (3.2.2.2; the return codes of 3.1.1 are 1 to 5).
+    pub(super) fn not_let_in(connack: &Connack, version: Version) -> Trouble {
+        let said = said(connack.reason.as_deref());
+        let login = "check mqtt.username and the password";
+        match (connack.code, version) {
+            (0x01, _) | (0x84, Version::V5) if version == Version::V5 => {
+                Trouble::adapt("it does not speak MQTT 5", Adapt::Version)
+            }
+            (0x01, _) => Trouble::refused("it speaks neither MQTT 5 nor 3.1.1"),
+            (0x04 | 0x86, _) => {
+                Trouble::refused(format!("wrong user name or password{said}; {login}"))
+            }
+            (0x05 | 0x87, _) => {
+                Trouble::refused(format!("it does not authorize this login{said}; {login}"))
+            }
+            (0x8a, _) => Trouble::refused(format!("it has banned this client{said}")),
+            (0x02 | 0x85, _) => {
+                Trouble::refused("it does not accept the client id; set mqtt.client_id")
+            }
+            (0x9a, _) => Trouble::adapt("it keeps no retained messages", Adapt::NoRetain),
+            (0x9b, _) => Trouble::adapt("it has no QoS 1", Adapt::NoQos),
+            (0x03 | 0x88 | 0x89 | 0x97 | 0x9f, _) => Trouble::away(format!(
+                "it is there but lets nobody in ({}){said}",
+                code_name(connack.code)
+            )),
+            (code, _) => {
+                Trouble::refused(format!("it refuses the connection ({}){said}", code_name(code)))
+            }
+        }
+    }
+
+    /// The broker said goodbye (3.14.2.1).
+    pub(super) fn goodbye(code: u8, reason: Option<&str>) -> Trouble {
+        let text = format!("it said goodbye ({}){}", code_name(code), said(reason));
+        match code {
+            0x8e => Trouble::refused(
+                "another client connected with the same client id; each board needs its own mqtt.node or mqtt.client_id",
+            ),
+            // Normal, shutting down, busy, keep-alive, maximum connect time, another server.
+            0x00 | 0x89 | 0x8b | 0x8d | 0x9c | 0x9d | 0xa0 => Trouble::away(text),
+            // It objects to what promptd did, and promptd will do it again.
+            _ => Trouble::refused(text),
+        }
+    }
+}
+
+/// What a broker says in words, fit for one line of a log.
+fn said(reason: Option<&str>) -> String {
+    /// A sentence; whoever has more to say says it in its own log.
+    const MOST: usize = 200;
+    reason
+        .filter(|reason| !reason.is_empty())
+        .map(|reason| format!(": {}", reason.chars().take(MOST).collect::<String>().escape_debug()))
+        .unwrap_or_default()
+}
+
+/// A reason code by its name in the standard (2.4).
+pub(super) fn code_name(code: u8) -> String {
+    let name = match code {
+        0x00 => "normal disconnection",
+        0x80 => "unspecified error",
+        0x81 => "malformed packet",
+        0x82 => "protocol error",
+        0x83 => "implementation specific error",
+        0x87 => "not authorized",
+        0x88 => "server unavailable",
+        0x89 => "server busy",
+        0x8b => "server shutting down",
+        0x8d => "keep alive timeout",
+        0x8f => "topic filter invalid",
+        0x90 => "topic name invalid",
+        0x91 => "packet identifier in use",
+        0x93 => "receive maximum exceeded",
+        0x94 => "topic alias invalid",
+        0x95 => "packet too large",
+        0x96 => "message rate too high",
+        0x97 => "quota exceeded",
+        0x98 => "administrative action",
+        0x99 => "payload format invalid",
+        0x9a => "retain not supported",
+        0x9b => "QoS not supported",
+        0x9c => "use another server",
+        0x9d => "server moved",
+        0x9e => "shared subscriptions not supported",
+        0x9f => "connection rate exceeded",
+        0xa0 => "maximum connect time",
+        0xa1 => "subscription identifiers not supported",
+        0xa2 => "wildcard subscriptions not supported",
+        _ => return format!("code {code:#04x}"),
+    };
+    name.to_owned()
+}
+
+/// Why the broker did not take a message, where it did not. `0x10` is "nobody listens", which is no refusal.
+pub(super) fn refusal_of(code: u8) -> Option<String> {
+    (code >= 0x80).then(|| code_name(code))
+}
+
+/// Why the broker lets us not subscribe, where it does not.
+pub(super) fn subscribed(codes: &[u8]) -> Result<(), String> {
+    match codes.iter().find(|code| **code >= 0x80) {
+        None => Ok(()),
+        Some(code) => Err(code_name(*code)),
+    }
+}
+
+/// When the oldest of what was sent should have been acknowledged.
+pub(super) fn overdue(sent: Option<Instant>, patience: Duration) -> Option<Instant> {
+    sent.map(|sent| sent + patience)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_end_of_the_connection_is_no_bad_packet() {
-        let reset = || std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-        for error in
-            [StateError::Io(reset()), StateError::Deserialization(mqttbytes::Error::Io(reset()))]
-        {
-            let trouble = Trouble::new(ConnectionError::MqttState(error));
-            assert_eq!(
-                (trouble.kind, trouble.undecodable),
-                (Kind::Away, false),
-                "{}",
-                trouble.reason
-            );
-        }
-        let bad = Trouble::new(ConnectionError::MqttState(StateError::Deserialization(
-            mqttbytes::Error::TopicNotUtf8,
-        )));
-        assert_eq!((bad.kind, bad.undecodable), (Kind::Refused, true));
-        let login =
-            Trouble::new(ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized));
-        assert_eq!(login.kind, Kind::Refused);
-        assert!(login.reason.contains("mqtt.username"));
+    fn connack(code: u8) -> Connack {
+        Connack { code, ..Connack::default() }
     }
 
     #[test]
-    fn a_message_without_a_topic_is_none() {
-        let publish = |topic: &'static [u8]| Publish {
-            topic: bytes::Bytes::from_static(topic),
-            ..Publish::default()
+    fn what_a_broker_says_at_its_door() {
+        let table = [
+            (0x01, Version::V5, Kind::Refused, Some(Adapt::Version), "MQTT 5"),
+            (0x84, Version::V5, Kind::Refused, Some(Adapt::Version), "MQTT 5"),
+            (0x01, Version::V311, Kind::Refused, None, "neither"),
+            (0x04, Version::V311, Kind::Refused, None, "mqtt.username"),
+            (0x86, Version::V5, Kind::Refused, None, "wrong user name or password"),
+            (0x87, Version::V5, Kind::Refused, None, "does not authorize"),
+            (0x05, Version::V311, Kind::Refused, None, "does not authorize"),
+            (0x9a, Version::V5, Kind::Refused, Some(Adapt::NoRetain), "retained"),
+            (0x9b, Version::V5, Kind::Refused, Some(Adapt::NoQos), "QoS"),
+            (0x88, Version::V5, Kind::Away, None, "server unavailable"),
+            (0xff, Version::V5, Kind::Refused, None, "0xff"),
+        ];
+        for (code, version, kind, adapt, text) in table {
+            let trouble = Trouble::not_let_in(&connack(code), version);
+            assert_eq!((trouble.kind, trouble.adapt), (kind, adapt), "{code:#x}");
+            assert!(trouble.reason.contains(text), "{}", trouble.reason);
+        }
+    }
+
+    #[test]
+    fn a_brokers_words_make_one_short_line() {
+        let reason = Some(format!("a\nb\u{1b}[31m{}", "x".repeat(10_000)));
+        let trouble = Trouble::not_let_in(&Connack { reason, ..connack(0x80) }, Version::V5);
+        assert!(trouble.reason.len() < 400 && !trouble.reason.contains(['\n', '\u{1b}']));
+        assert_eq!(Trouble::goodbye(0x8e, None).kind, Kind::Refused);
+        assert_eq!(
+            Trouble::goodbye(0x8b, Some("bye")).reason,
+            "it said goodbye (server shutting down): bye"
+        );
+    }
+
+    #[test]
+    fn limits() {
+        let of = |receive, qos| {
+            let connack = Connack {
+                receive_maximum: receive,
+                maximum_qos: qos,
+                maximum_packet: Some(512),
+                ..Connack::default()
+            };
+            let welcome = Welcome::new(&connack, Version::V5);
+            (welcome.window, welcome.acknowledges, welcome.max_packet)
         };
-        assert!(message(publish(b"a"), 1).is_some());
-        assert!(message(publish(b""), 1).is_none());
-        assert!(message(publish(b"\xff"), 1).is_none());
+        assert_eq!(of(None, None), (64, true, 512));
+        assert_eq!(of(Some(20), Some(1)), (20, true, 512));
+        assert_eq!(of(Some(1), Some(0)), (1, false, 512));
+        assert_eq!(of(Some(0), None), (1, true, 512));
     }
 
     #[test]
-    fn the_window_leaves_room_for_acknowledgements() {
-        for (receive, window) in [(None, 63), (Some(20), 19), (Some(1), 1), (Some(1000), 63)] {
-            assert_eq!(Welcome::of(false, receive, None).window, window, "{receive:?}");
-        }
+    fn acknowledgements_with_a_complaint() {
+        assert_eq!(refusal_of(0x10), None);
+        assert_eq!(refusal_of(0x87).as_deref(), Some("not authorized"));
+        assert_eq!(subscribed(&[1, 0]), Ok(()));
+        assert_eq!(subscribed(&[1, 0x80]), Err("unspecified error".to_owned()));
     }
 }

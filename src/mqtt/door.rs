@@ -9,11 +9,15 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tracing::{debug, error, warn};
 
 use super::admin::Operated;
-use super::client::{CONNECT_TIMEOUT, Client, Options, Welcome};
+use super::client::{CONNECT_TIMEOUT, Client, Options, Purpose, SESSION_EXPIRY_SECONDS, Welcome};
+use super::fleet::{Fleet, LOAD_EVERY, Passable};
+use super::health::Pulse;
 use super::ledger::Ledger;
 use super::link::{self, Event};
 use super::message::{Delivery, Publication};
 use super::outbox::{Next, Outbox, Owner};
+use super::outcome::Unsaid;
+use super::packet::Version;
 use super::prompt::Numbered;
 use super::reply::{self, Address, Allowed, Form};
 use super::seldom::Seldom;
@@ -21,7 +25,8 @@ use super::shelf::{News, Shelf};
 use super::states::STATUS_EVERY;
 use super::topic::Topics;
 use super::{Config, ConfigError, Facts};
-use crate::request::{Code, Refusal};
+use crate::defect::Defect;
+use crate::request::{Code, Identity, Refusal};
 use crate::scheduler::{InSession, Scheduler, Status};
 
 /// Events between the connection and the door. Few, because a message may have a megabyte.
@@ -44,14 +49,23 @@ pub(crate) async fn run(
 ) -> Result<(), ConfigError> {
     let mut door = Door::new(config, scheduler, facts)?;
     let options = Options {
-        host: config.broker.host.clone(),
-        port: config.broker.port,
-        login: config.login(),
+        brokers: config.brokers.clone(),
+        username: config.username.clone(),
+        password: config.password.clone(),
+        password_file: config.password_file.clone(),
+        tls: config.tls.clone(),
+        state: door.facts.broker.clone(),
         client_id: config.client_id(),
         keep_alive: config.keep_alive,
         payload_bytes: door.facts.limits.payload_bytes,
-        will_topic: door.topics.availability(),
+        will_topic: Some(door.topics.availability()),
+        session_seconds: SESSION_EXPIRY_SECONDS,
+        first_epoch: 1,
     };
+    door.fleet = config
+        .fleet
+        .clone()
+        .map(|fleet| Fleet::new(fleet, &config.base_topic, &config.node, options.clone()));
     let mut policies = door.facts.policies.clone();
     // Before the broker can send them again.
     let left = door.shelf.take();
@@ -60,10 +74,14 @@ pub(crate) async fn run(
     let link = tokio::spawn(link::run(options, sender, chance));
     loop {
         let wake = tokio::time::Instant::from_std(door.wake());
+        // What comes may have to be refused at once. A broker that takes nothing is not listened to either.
+        let crowded = door.crowded();
         tokio::select! {
             // An error means that the sender is gone: whoever started the door is gone too.
             _ = shutdown.wait_for(|stop| *stop) => break,
-            Some(event) = events.recv() => door.event(event, Instant::now()),
+            () = room(crowded.as_ref()), if crowded.is_some() => {}
+            Some(event) = events.recv(), if crowded.is_none() => door.event(event, Instant::now()),
+            Some((line, event)) = Fleet::next(&mut door.fleet), if crowded.is_none() => door.fleet_event(line, event, Instant::now()),
             Some((number, report)) = door.reports.1.recv() => door.report(number, report, Instant::now()),
             Some(ended) = door.tasks.join_next_with_id(), if !door.tasks.is_empty() => door.task_ended(ended, Instant::now()),
             Ok(()) = door.status.changed() => door.status_dirty = true,
@@ -76,6 +94,13 @@ pub(crate) async fn run(
     door.goodbye(&mut events).await;
     end(link, events).await;
     Ok(())
+}
+
+/// Waits until a connection takes something.
+async fn room(crowded: Option<&Client>) {
+    if let Some(client) = crowded {
+        client.room().await;
+    }
 }
 
 /// Lets the connection end by itself, but not for long.
@@ -92,7 +117,7 @@ async fn end(link: JoinHandle<()>, events: mpsc::Receiver<Event>) {
 }
 
 /// A number from 0 to 1. Where the system has no randomness to give, the wait is the longest one.
-fn chance() -> f64 {
+pub(super) fn chance() -> f64 {
     getrandom::u32().map_or(1.0, |number| f64::from(number) / f64::from(u32::MAX))
 }
 
@@ -101,6 +126,7 @@ fn chance() -> f64 {
 pub(super) struct Connection {
     pub(super) epoch: u64,
     pub(super) client: Client,
+    pub(super) version: Version,
     pub(super) max_packet: usize,
     pub(super) subscribed: bool,
     subscribe_again: Option<Instant>,
@@ -126,6 +152,8 @@ pub(super) struct Wanted {
 #[derive(Debug)]
 pub(super) struct Prompt {
     pub(super) wanted: Wanted,
+    /// Whose it is.
+    pub(super) identity: Identity,
     /// The conversation that it continues.
     pub(super) session: Option<InSession>,
     /// The level in the topics of its stream: the asker's id, or promptd's number once there is one.
@@ -134,6 +162,19 @@ pub(super) struct Prompt {
     pub(super) task: AbortHandle,
     /// Dropping it cancels the prompt.
     pub(super) stop: Option<oneshot::Sender<()>>,
+    /// What another board needs of it; gone when it has begun.
+    pub(super) shared: Option<Box<Passable>>,
+    /// The board that it goes to as soon as it is out of the queue.
+    pub(super) handing: Option<String>,
+}
+
+/// What Home Assistant is told.
+#[derive(Debug)]
+pub(super) struct Discovery {
+    /// Where it looks for devices, if it is told at all.
+    pub(super) prefix: Option<String>,
+    /// What it was told last on this connection.
+    pub(super) last: Option<String>,
 }
 
 pub(super) struct Door {
@@ -146,6 +187,8 @@ pub(super) struct Door {
     pub(super) ledger: Ledger,
     pub(super) outbox: Outbox,
     pub(super) shelf: Shelf,
+    /// Bounded by the prompts in work.
+    pub(super) unsaid: Vec<Unsaid>,
     pub(super) connection: Option<Connection>,
     pub(super) prompts: BTreeMap<u64, Prompt>,
     pub(super) tasks: JoinSet<()>,
@@ -156,15 +199,15 @@ pub(super) struct Door {
     pub(super) reports: (mpsc::Sender<Numbered>, mpsc::Receiver<Numbered>),
     pub(super) leaving: bool,
     pub(super) said_retained: Seldom,
-    /// A prompt on this connection was neither taken in nor refused; it is not acknowledged.
-    pub(super) left_out: bool,
-    pub(super) said_left_out: Seldom,
     said_refused: Seldom,
     said_large: Seldom,
-    acks: VecDeque<Delivery>,
+    pub(super) acks: VecDeque<Delivery>,
     pub(super) status_dirty: bool,
     pub(super) status_last: Option<(Instant, String)>,
     pub(super) info_last: Option<String>,
+    pub(super) discovery: Discovery,
+    pub(super) fleet: Option<Fleet>,
+    pub(super) pulse: Pulse,
     tidied: Instant,
 }
 
@@ -182,6 +225,7 @@ impl Door {
             ledger: Ledger::default(),
             outbox: Outbox::default(),
             shelf: Shelf::new(facts.record.clone()),
+            unsaid: Vec::new(),
             facts,
             connection: None,
             prompts: BTreeMap::new(),
@@ -191,27 +235,36 @@ impl Door {
             reports: mpsc::channel(REPORTS),
             leaving: false,
             said_retained: Seldom::default(),
-            left_out: false,
-            said_left_out: Seldom::default(),
             said_refused: Seldom::default(),
             said_large: Seldom::default(),
             acks: VecDeque::new(),
             status_dirty: false,
             status_last: None,
             info_last: None,
+            discovery: Discovery { prefix: config.discovery_prefix.clone(), last: None },
+            fleet: None,
+            pulse: Pulse::new(Instant::now()),
             tidied: Instant::now(),
         })
+    }
+
+    /// The connection, where it takes nothing at the moment.
+    fn crowded(&self) -> Option<Client> {
+        let client = self.connection.as_ref().map(|connection| &connection.client);
+        client.filter(|client| !client.has_room()).cloned()
     }
 
     /// When something has to be done that nothing else brings about.
     fn wake(&self) -> Instant {
         let status = self.status_last.as_ref().filter(|_| self.status_dirty && self.is_listening());
-        let status = status.map(|(last, _)| *last + STATUS_EVERY);
+        let status = status.map(|(last, _)| *last + self.status_every());
         let again = self.connection.as_ref().and_then(|connection| connection.subscribe_again);
         // A full queue of the library empties by itself; nothing tells when.
         let retry = (!self.acks.is_empty()).then(|| Instant::now() + Duration::from_millis(100));
         let tidy = Some(self.tidied + TIDY_EVERY);
-        [status, again, retry, tidy, self.outbox.next_expiry()]
+        let health = self.pulse.due().filter(|_| self.is_listening());
+        let fleet = self.fleet.as_ref().and_then(Fleet::wake);
+        [fleet, health, status, again, retry, tidy, self.outbox.next_expiry()]
             .into_iter()
             .flatten()
             .min()
@@ -238,16 +291,20 @@ impl Door {
             connection.subscribe_again = None;
             connection.client.abandon();
         }
-        // A broker repeats what was not acknowledged only on a new connection.
-        if self.left_out && self.outbox.is_low() {
-            self.left_out = false;
-            self.connection.iter().for_each(|connection| connection.client.abandon());
-        }
-        if self.status_dirty && self.is_listening() {
-            self.publish_status(now);
+        self.fleet_upkeep(now);
+        if self.is_listening() {
+            if self.status_dirty {
+                self.publish_status(now);
+            }
+            self.publish_health(now);
         }
         self.send_waiting(now);
         self.acknowledge_waiting();
+    }
+
+    /// The status is published at most this often.
+    pub(super) fn status_every(&self) -> Duration {
+        if self.load_changed() { LOAD_EVERY } else { STATUS_EVERY }
     }
 
     fn is_listening(&self) -> bool {
@@ -258,7 +315,9 @@ impl Door {
     pub(super) fn event(&mut self, event: Event, now: Instant) {
         match event {
             Event::Up { epoch, client, welcome } => self.up(epoch, client, &welcome),
-            Event::Subscribed(result) => self.subscribed(result, now),
+            Event::Subscribed(Purpose::Prompts, result) => self.subscribed(result, now),
+            Event::Subscribed(Purpose::Besides, result) => self.listens_besides(result),
+            Event::Subscribed(Purpose::Fleet, result) => self.hears_fleet(result),
             Event::Message(message) => self.message(&message, now),
             Event::Useless { packet } => {
                 let epoch = self.connection.as_ref().map(|connection| connection.epoch);
@@ -267,8 +326,12 @@ impl Door {
                 }
             }
             Event::Sent { packet } => self.outbox.sent(packet),
-            Event::Acknowledged { packet, refused } => {
+            Event::Acknowledged { packet, refused, unheard } => {
                 let Some(done) = self.outbox.acknowledged(packet) else { return };
+                if let Owner::Handed(number) = done.owner {
+                    let why_not = refused.or(unheard.then(|| "nobody listens there".to_owned()));
+                    return self.handed(number, why_not.as_deref(), now);
+                }
                 if let Some(reason) = refused
                     && let Some(others) = self.said_refused.now(now)
                 {
@@ -282,42 +345,51 @@ impl Door {
                 self.done(&done.owner, now);
             }
             Event::Down => {
-                self.connection = None;
-                self.left_out = false;
-                self.outbox.disconnected();
                 // The broker sends what was not acknowledged again, under new numbers.
-                self.acks.clear();
+                if let Some(connection) = self.connection.take() {
+                    self.forget_acks(connection.epoch);
+                }
+                self.outbox.disconnected();
+                self.fleet_down();
             }
         }
     }
 
     fn up(&mut self, epoch: u64, client: Client, welcome: &Welcome) {
         // The queue of a new connection is empty, so the subscription has room.
-        if client.subscribe(&self.topics.subscriptions()).is_err() {
-            error!("the MQTT library took no subscription on a new connection; this is a bug");
+        let deaf = Defect::StayDeaf.is_here() && epoch > 1;
+        if !deaf && client.subscribe(&self.topics.subscriptions(), Purpose::Prompts).is_err() {
+            error!("a new connection took no subscription; this is a bug");
         }
         self.outbox.connected(welcome.window, welcome.max_packet);
-        let max_packet = welcome.max_packet;
+        self.pulse.connected(welcome.session);
+        let (max_packet, version) = (welcome.max_packet, welcome.version);
         // A broker that never answers the subscription is as deaf as one that refuses it.
         let subscribe_again = Some(Instant::now() + CONNECT_TIMEOUT);
-        self.connection =
-            Some(Connection { epoch, client, max_packet, subscribed: false, subscribe_again });
+        self.connection = Some(Connection {
+            epoch,
+            client,
+            version,
+            max_packet,
+            subscribed: false,
+            subscribe_again,
+        });
     }
 
     fn subscribed(&mut self, result: Result<(), String>, now: Instant) {
         let Some(connection) = &mut self.connection else { return };
         match result {
-            // The broker answers in order: first for the prompts, then for what is listened to besides.
-            _ if connection.subscribed => self.listens_besides(result),
             Ok(()) => {
                 connection.subscribed = true;
                 connection.subscribe_again = None;
                 // In this order: whoever sees `online` finds the rest.
                 self.info_last = None;
+                self.discovery.last = None;
                 self.status_last = None;
                 self.publish_status(now);
                 self.publish_state(self.topics.availability(), "online".to_owned(), None);
                 self.listen_besides();
+                self.listen_to_fleet();
             }
             Err(reason) => {
                 let topics = self.topics.subscriptions().join(" and ");
@@ -333,6 +405,9 @@ impl Door {
 
     /// A message of the outbox is with the broker, or never will be.
     pub(super) fn done(&mut self, owner: &Owner, now: Instant) {
+        if let Owner::Handed(number) = owner {
+            self.handed(*number, Some("the broker was away for too long"), now);
+        }
         if let Owner::Answer(number) = owner {
             let deliveries = self.ledger.delivered(*number, now);
             self.acks.extend(deliveries);
@@ -346,6 +421,16 @@ impl Door {
     /// Acknowledges a message that needs no answer.
     pub(super) fn acknowledge(&mut self, delivery: Option<Delivery>) {
         self.acks.extend(delivery);
+    }
+
+    /// Acknowledges messages that are done with.
+    pub(super) fn acks(&mut self, deliveries: Vec<Delivery>) {
+        self.acks.extend(deliveries);
+    }
+
+    /// A connection is gone, and with it what its numbers mean.
+    pub(super) fn forget_acks(&mut self, epoch: u64) {
+        self.acks.retain(|ack| ack.epoch != epoch);
     }
 
     /// What is not kept any more is not recorded any more.
@@ -363,18 +448,24 @@ impl Door {
                     let deliveries = self.ledger.safe(number);
                     self.acks.extend(deliveries);
                 }
+                self.say();
             }
             News::Found(items) => self.restore(items, now),
         }
     }
 
     fn acknowledge_waiting(&mut self) {
-        let Some(connection) = &self.connection else { return };
-        while let Some(ack) = self.acks.front() {
-            if ack.epoch == connection.epoch && connection.client.acknowledge(ack.packet).is_err() {
+        while let Some(ack) = self.acks.front().copied() {
+            let own = self.connection.as_ref().filter(|own| own.epoch == ack.epoch);
+            let fleet = self.fleet.as_ref().and_then(|fleet| fleet.client(ack.epoch));
+            // What came on a connection that is gone comes again.
+            if let Some(client) = own.map(|own| &own.client).or(fleet)
+                && client.acknowledge(ack.packet).is_err()
+            {
                 return;
             }
             self.acks.pop_front();
+            self.fleet.iter_mut().for_each(|fleet| fleet.acknowledged(ack));
         }
     }
 
@@ -409,6 +500,9 @@ impl Door {
                 limit = most,
                 "a message is larger than the broker takes"
             );
+        }
+        if let Owner::Handed(number) = owner {
+            return self.handed(*number, Some("it is larger than the broker takes"), now);
         }
         let Owner::Answer(number) = owner else { return };
         let message =

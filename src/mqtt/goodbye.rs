@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::door::Door;
+use super::fleet::Fleet;
 use super::link::Event;
 
 /// How long answers may take to reach the broker. A healthy broker needs milliseconds; systemd's patience with the
@@ -39,6 +40,8 @@ impl Door {
         if self.connection.is_none() {
             return;
         }
+        // Before the others see that this board is gone: they take over what the broker has for it.
+        self.fleet.iter_mut().for_each(Fleet::leave);
         self.publish_offline();
         let farewell = self.flush(events, |door| door.outbox.is_empty());
         if timeout(FAREWELL, farewell).await.is_err() {
@@ -60,6 +63,7 @@ impl Door {
                     Some(event) => self.event(event, Instant::now()),
                     None => return,
                 },
+                Some((line, event)) = Fleet::next(&mut self.fleet) => self.fleet_event(line, event, Instant::now()),
                 Some((number, report)) = self.reports.1.recv() => self.report(number, report, Instant::now()),
             }
             self.upkeep(Instant::now());

@@ -7,20 +7,25 @@ use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 use super::door::{Door, Prompt, REFUSAL_WANTED, Wanted};
+use super::fleet::{Passable, Via};
 use super::ledger::{Key, Known};
-use super::message::{Message, Publication};
+use super::message::{Delivery, Message, Publication};
 use super::prompt::{self, Manner};
 use super::reply::{self, Address, Form, Wishes};
 use super::topic::{self, Inbound};
+use crate::defect::Defect;
 use crate::identity::{Grant, Who};
-use crate::request::{Code, Refusal, Submission};
+use crate::request::{Code, Door as Way, Origin, Refusal, Submission};
 use crate::scheduler::State;
-use crate::wire::{AskError, Asked, Context, parse_ask};
+use crate::wire::{AskError, Asked, Context, cbor_to_json, parse_ask};
 
 /// When it is worth asking again if the door itself is full.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// The most bytes of a cancel: an id, and some room.
 const MAX_CANCEL_BYTES: usize = 4096;
+
+/// Requests in CBOR are told by MQTT 5's content type; bytes alone do not tell.
+const CBOR: &str = "application/cbor";
 
 /// What is known of a request before it is a prompt.
 struct Arrival<'a> {
@@ -33,42 +38,62 @@ struct Arrival<'a> {
 impl Door {
     /// A message came.
     pub(super) fn message(&mut self, message: &Message, now: Instant) {
+        if message.payload == "online" && self.birth().as_ref() == Some(&message.topic) {
+            self.born();
+        }
         if self.facts.policies.readings().note(&message.topic, &message.payload, now) {
             return self.acknowledge(message.delivery);
         }
+        if self.peer(message, now) {
+            return self.acknowledge(message.delivery);
+        }
+        let topics = self.topics.clone();
+        let (profile, via) = match topics.parse(&message.topic) {
+            Some(Inbound::Ask(profile)) => (profile, Via::Own),
+            Some(Inbound::Shared(profile)) if self.fleet.is_some() => (profile, Via::Shared),
+            Some(Inbound::Handed(profile)) if self.fleet.is_some() => (profile, Via::Handed),
+            _ => return self.no_prompt(message, now),
+        };
+        if message.retained {
+            return self.retained(message, now);
+        }
+        // An empty one is how a retained message is deleted. One that was over before it came was asked by somebody who does
+        // not listen any more.
+        let empty = message.payload.is_empty() && message.response_topic.is_none();
+        if empty || message.expiry == Some(Duration::ZERO) {
+            return self.acknowledge(message.delivery);
+        }
+        self.ask(message, profile, via, now);
+    }
+
+    fn retained(&mut self, message: &Message, now: Instant) {
+        if let Some(others) = self.said_retained.now(now) {
+            warn!(
+                others,
+                topic = message.topic.escape_debug().to_string(),
+                "a retained message is no prompt: publish without the retain flag, and delete the retained one"
+            );
+        }
+        self.acknowledge(message.delivery);
+    }
+
+    /// A message that is no prompt came.
+    fn no_prompt(&mut self, message: &Message, now: Instant) {
         let topics = self.topics.clone();
         match topics.parse(&message.topic) {
-            None => self.acknowledge(message.delivery),
-            Some(_) if message.retained => {
-                if let Some(others) = self.said_retained.now(now) {
-                    warn!(
-                        others,
-                        topic = message.topic.escape_debug().to_string(),
-                        "a retained message is no prompt: publish without the retain flag, and delete the retained one"
-                    );
-                }
+            Some(Inbound::Cancel) if !message.retained => {
+                self.cancel(message);
                 self.acknowledge(message.delivery);
             }
-            Some(Inbound::Cancel) => {
-                self.cancel(&message.payload);
-                self.acknowledge(message.delivery);
+            Some(Inbound::Request(operation)) if !message.retained => {
+                self.request(message, operation, now);
             }
-            Some(Inbound::Request(operation)) => self.request(message, operation, now),
-            // This is how a retained message is deleted.
-            Some(Inbound::Ask(_))
-                if message.payload.is_empty() && message.response_topic.is_none() =>
-            {
-                self.acknowledge(message.delivery);
-            }
-            // Over before it came; whoever asked does not listen any more.
-            Some(Inbound::Ask(_)) if message.expiry == Some(Duration::ZERO) => {
-                self.acknowledge(message.delivery);
-            }
-            Some(Inbound::Ask(profile)) => self.ask(message, profile, now),
+            Some(Inbound::Cancel | Inbound::Request(_)) => self.retained(message, now),
+            _ => self.acknowledge(message.delivery),
         }
     }
 
-    fn ask(&mut self, message: &Message, profile: Option<&str>, now: Instant) {
+    fn ask(&mut self, message: &Message, profile: Option<&str>, via: Via, now: Instant) {
         let read = self.read(message, profile, now);
         let (id, reply_to) = match &read {
             Ok(asked) => (asked.id.as_deref(), asked.reply_to.as_deref()),
@@ -86,19 +111,25 @@ impl Door {
         match self.ledger.lookup(&arrival.key, message.delivery, message.again) {
             Known::InWork => return debug!("a prompt in work was delivered again"),
             Known::Safe => return self.acknowledge(message.delivery),
-            Known::Answered { answer, ok } => return self.finish_now(&arrival, answer, ok, now),
+            Known::Answered { answer, ok } => return self.answer_again(&arrival, answer, ok, now),
             Known::New => {}
         }
         let (format, max_bytes) = match &read {
             Ok(asked) => (asked.format, asked.max_bytes),
             Err(error) => (error.format, error.max_bytes),
         };
-        let form = Form { format, max_bytes };
+        let form = Form { format, max_bytes, cbor: content_type(message) == CBOR };
         let asked = match (unusable, &read) {
             (Some(refusal), _) => return self.refuse(&arrival, form, &refusal, now),
             (None, Err(error)) => return self.refuse(&arrival, form, &error.refusal, now),
             (None, Ok(asked)) => asked,
         };
+        if via == Via::Shared
+            && let Some(node) = self.elsewhere(now)
+            && self.outbox.has_room(self.ledger.working())
+        {
+            return self.start(&arrival, (form, asked.clone()), (profile, via, Some(node)), now);
+        }
         // While promptd stops, the broker keeps what it can send again.
         let stopping = self.leaving || self.status.borrow().state == State::Draining;
         if stopping && message.delivery.is_some() {
@@ -112,7 +143,7 @@ impl Door {
         if let Err(refusal) = self.admit(asked) {
             return self.refuse(&arrival, form, &refusal, now);
         }
-        self.start(&arrival, form, asked.clone(), now);
+        self.start(&arrival, (form, asked.clone()), (profile, via, None), now);
     }
 
     /// Reads a request. Who asks may stand in the request itself, and decides what it may say: then it is read again.
@@ -135,6 +166,7 @@ impl Door {
                 limits: &self.facts.limits,
                 grant,
                 now,
+                door: Way::Mqtt,
             };
             self.read_as(message, profile, &context)
         };
@@ -155,26 +187,21 @@ impl Door {
         profile: Option<&str>,
         context: &Context<'_>,
     ) -> Result<Asked, AskError> {
-        let kind = message.content_type.as_deref().unwrap_or_default();
-        let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        match kind.as_str() {
-            "application/cbor" => {
-                let text = "prompts in CBOR are not supported; send application/json or text/plain";
-                Err(Refusal::new(Code::Unsupported, text).into())
+        match content_type(message).as_str() {
+            CBOR => {
+                if message.payload.len() > self.facts.limits.payload_bytes {
+                    // Says so.
+                    return parse_ask(&message.payload, profile, context);
+                }
+                let object = cbor_to_json(&message.payload)?.to_string();
+                self.parse_ours(&object, profile, context)
             }
             // Text that begins with `{` is text all the same.
             "text/plain" if message.payload.trim_ascii_start().first() == Some(&b'{') => {
                 match std::str::from_utf8(&message.payload) {
                     Ok(text) if text.len() <= self.facts.limits.payload_bytes => {
                         let object = serde_json::json!({ "prompt": text }).to_string();
-                        // The quotes and escapes are ours; they do not count against the asker.
-                        let mut limits = self.facts.limits.clone();
-                        limits.payload_bytes = limits.payload_bytes.max(object.len());
-                        parse_ask(
-                            object.as_bytes(),
-                            profile,
-                            &Context { limits: &limits, ..context.clone() },
-                        )
+                        self.parse_ours(&object, profile, context)
                     }
                     _ => parse_ask(&message.payload, profile, context),
                 }
@@ -183,27 +210,55 @@ impl Door {
         }
     }
 
+    /// Reads JSON that was made here from what came. Its quotes and escapes are ours; they do not count against the asker.
+    fn parse_ours(
+        &self,
+        object: &str,
+        profile: Option<&str>,
+        context: &Context<'_>,
+    ) -> Result<Asked, AskError> {
+        let mut limits = self.facts.limits.clone();
+        limits.payload_bytes = limits.payload_bytes.max(object.len());
+        parse_ask(object.as_bytes(), profile, &Context { limits: &limits, ..context.clone() })
+    }
+
     fn admit(&self, asked: &Asked) -> Result<(), Refusal> {
         {
             let status = self.status.borrow();
             asked.check_model(status.model.as_ref().map(|model| model.name.as_str()))?;
         }
-        if self.ledger.has_room() && self.outbox.has_room(self.ledger.working()) {
+        let identity = &asked.submission.identity;
+        let own = self.prompts.iter().filter(|(_, prompt)| prompt.identity == *identity);
+        if self.ledger.has_room(own.map(|(number, _)| *number))
+            && self.outbox.has_room(self.ledger.working())
+        {
             return Ok(());
         }
-        let message = "as many prompts wait as this board takes over MQTT";
+        let message =
+            "as many prompts of yours wait as this board takes over MQTT beside those of others";
         Err(Refusal::new(Code::Busy, message).with_retry_after(RETRY_AFTER))
     }
 
-    fn start(&mut self, arrival: &Arrival<'_>, form: Form, asked: Asked, now: Instant) {
+    /// Takes a prompt in, or hands it to the board that is named.
+    fn start(
+        &mut self,
+        arrival: &Arrival<'_>,
+        (form, asked): (Form, Asked),
+        (profile, via, elsewhere): (Option<&str>, Via, Option<String>),
+        now: Instant,
+    ) {
         let is_json = asked.is_json();
         let logprobs = asked.submission.request.logprobs.is_some();
         let mut submission = asked.submission;
         submission.timeout =
             [submission.timeout, arrival.message.expiry].into_iter().flatten().min();
+        submission.origin.topic = Some(arrival.to.topic.clone());
         let until = submission.timeout.map(|timeout| now + timeout);
         let number =
             self.ledger.open(arrival.key.clone(), arrival.message.delivery, asked.id.clone());
+        if Defect::AcknowledgeAtOnce.is_here() {
+            self.acknowledge(arrival.message.delivery);
+        }
         let wanted = Wanted {
             to: arrival.to.clone(),
             form,
@@ -214,12 +269,23 @@ impl Door {
             until,
             attempt: 1,
         };
+        let passable = |submission: &Submission| Passable {
+            message: arrival.message.clone(),
+            profile: profile.map(str::to_owned),
+            submission: submission.clone(),
+            came: now,
+        };
+        if let Some(node) = elsewhere {
+            self.expect(&node, now);
+            return self.hand(number, node, wanted, passable(&submission));
+        }
         let patient = arrival.message.delivery.is_some();
         // Without a delivery (QoS 0) nothing was promised, and nothing is recorded.
         if patient {
             submission.recorded = self.shelf.draft(number, &arrival.key, &wanted, &submission);
         }
-        self.spawn(number, wanted, submission, patient);
+        let shared = (via == Via::Shared).then(|| Box::new(passable(&submission)));
+        self.spawn(number, wanted, submission, (patient, shared));
     }
 
     /// Lets a prompt begin its way.
@@ -228,21 +294,74 @@ impl Door {
         number: u64,
         wanted: Wanted,
         submission: Submission,
-        patient: bool,
+        (patient, shared): (bool, Option<Box<Passable>>),
     ) {
         let (stop, stopped) = oneshot::channel();
+        let identity = submission.identity.clone();
         let manner = Manner { stream: wanted.stream, patient };
         let ends = (self.reports.0.clone(), stopped);
         let work = prompt::run(number, self.scheduler.clone(), submission, manner, ends);
         let task = self.tasks.spawn(work);
         let level = wanted.id.clone().filter(|id| topic::is_id(id));
-        let prompt = Prompt { wanted, session: None, level, seq: 0, task, stop: Some(stop) };
+        let stop = Some(stop);
+        let prompt = Prompt {
+            wanted,
+            identity,
+            session: None,
+            level,
+            seq: 0,
+            task,
+            stop,
+            shared,
+            handing: None,
+        };
         self.prompts.insert(number, prompt);
     }
 
     fn refuse(&mut self, arrival: &Arrival<'_>, form: Form, refusal: &Refusal, now: Instant) {
+        let origin = Origin {
+            id: arrival.id.map(str::to_owned),
+            topic: Some(arrival.to.topic.clone()),
+            ..Origin::new(Way::Mqtt)
+        };
+        self.scheduler.traffic().turned_away(&origin, None, refusal);
         let message = reply::refusal(&arrival.to, form, arrival.id, refusal);
-        self.finish_now(arrival, vec![message], false, now);
+        if self.outbox.takes_refusals() {
+            self.finish_now(arrival, vec![message], false, now);
+        } else {
+            self.refuse_at_once(&message, arrival.message.delivery);
+        }
+    }
+
+    /// Refuses without keeping anything of it: the refusal is sent once (`QoS` 0), in front of the acknowledgement. The broker
+    /// has both or neither, then it sends the prompt again; but a subscriber who is away gets none.
+    fn refuse_at_once(&mut self, message: &Publication, delivery: Option<Delivery>) {
+        let Some(connection) = &self.connection else { return };
+        let packet = delivery.filter(|delivery| delivery.epoch == connection.epoch);
+        let packet = packet.map(|delivery| delivery.packet);
+        if message.weight() > connection.max_packet {
+            return self.acknowledge(delivery);
+        }
+        // Nothing is read while there is no room for this.
+        if connection.client.refuse(message, packet).is_err() {
+            debug!("a refusal found no room; the broker keeps its prompt");
+        }
+    }
+
+    /// Gives an answer again.
+    fn answer_again(
+        &mut self,
+        arrival: &Arrival<'_>,
+        messages: Vec<Publication>,
+        ok: bool,
+        now: Instant,
+    ) {
+        if self.outbox.has_room_for(&messages, self.ledger.working()) {
+            return self.finish_now(arrival, messages, ok, now);
+        }
+        let message = "too many answers wait for the broker for this one to be given again now";
+        let refusal = Refusal::new(Code::Busy, message).with_retry_after(RETRY_AFTER);
+        self.refuse(arrival, Form::default(), &refusal, now);
     }
 
     /// Publishes an answer that needs no work.
@@ -253,25 +372,22 @@ impl Door {
         ok: bool,
         now: Instant,
     ) {
-        let promised = self.ledger.working() + messages.len().saturating_sub(1);
-        if !messages.iter().all(|message| self.outbox.has_room_for(message, promised)) {
-            // The broker gives faster than it takes: answers that were promised go before refusals.
-            if let Some(others) = self.said_left_out.now(now) {
-                warn!(
-                    others,
-                    "more prompts came than can be refused at once; the broker is made to send them again later"
-                );
-            }
-            self.left_out |= arrival.message.delivery.is_some();
-            return;
-        }
         let id = arrival.id.map(str::to_owned);
         let number = self.ledger.open(arrival.key.clone(), arrival.message.delivery, id);
         self.answer(number, messages, ok, now + REFUSAL_WANTED);
     }
 
     /// Stops prompts. There is no answer to a cancel: the prompts it stops end with `cancelled`.
-    fn cancel(&mut self, payload: &[u8]) {
+    fn cancel(&mut self, message: &Message) {
+        if Defect::ForgetCancel.is_here() {
+            return;
+        }
+        let json = (content_type(message) == CBOR && message.payload.len() <= MAX_CANCEL_BYTES)
+            .then(|| cbor_to_json(&message.payload).map(|object| object.to_string()));
+        let payload = match &json {
+            Some(Ok(json)) => json.as_bytes(),
+            _ => &message.payload,
+        };
         let numbers = match cancelled(payload) {
             Err(why) => return debug!(why, "a cancel that cannot be read"),
             // Those that came over MQTT: what somebody asked at the socket is not a device's to stop.
@@ -281,9 +397,16 @@ impl Door {
         for number in numbers {
             if let Some(prompt) = self.prompts.get_mut(&number) {
                 prompt.stop = None;
+                prompt.handing = None;
             }
         }
     }
+}
+
+/// What the payload is said to be, without parameters; empty where nothing is said.
+fn content_type(message: &Message) -> String {
+    let kind = message.content_type.as_deref().unwrap_or_default();
+    kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 #[derive(Debug, PartialEq, Eq)]

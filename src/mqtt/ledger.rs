@@ -8,12 +8,15 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::message::{Delivery, Publication};
+use crate::defect::Defect;
 use crate::request::PromptId;
 
-/// The most prompts in work at once. The broker is told to have at most 64 messages unacknowledged
-/// ([`super::client::RECEIVE_MAXIMUM`]); a prompt keeps its place there until it is answered, and the places beyond
-/// these are for refusals and for `cancel`.
-pub(crate) const MAX_OPEN: usize = 48;
+/// The most prompts in work at once whose delivery waits to be acknowledged. The broker is told to have at most 64 messages
+/// unacknowledged ([`super::client::RECEIVE_MAXIMUM`]); the places beyond these are for refusals and for `cancel`.
+const MAX_HELD: usize = 48;
+/// The most prompts in work at once; those that are safe keep no place at the broker. The scheduler bounds their bytes and
+/// their time.
+pub(super) const MAX_OPEN: usize = 128;
 /// How long an answer is kept for prompts that are delivered again. Azure's RPC over MQTT uses five minutes as well.
 pub(crate) const KEEP: Duration = Duration::from_mins(5);
 /// The most answers kept: redeliveries come in the first seconds, and the broker has at most 64 of them.
@@ -56,7 +59,7 @@ impl Key {
             hash.update(bytes.len().to_le_bytes());
             hash.update(bytes);
         };
-        part(0, reply.as_bytes());
+        part(0, if Defect::MixClients.is_here() { b"" } else { reply.as_bytes() });
         match (correlation, id) {
             (Some(data), _) => part(1, data),
             (None, Some(id)) => part(2, id.as_bytes()),
@@ -99,6 +102,13 @@ struct Open {
     safe: bool,
 }
 
+impl Open {
+    /// Whether the broker waits for it.
+    fn is_held(&self) -> bool {
+        !self.deliveries.is_empty()
+    }
+}
+
 #[derive(Debug)]
 struct Kept {
     number: u64,
@@ -123,6 +133,9 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// Looks a delivery up, and joins it to the prompt it belongs to. `again` is the broker's mark of a redelivery.
     pub(crate) fn lookup(&mut self, key: &Key, delivery: Option<Delivery>, again: bool) -> Known {
+        if Defect::GenerateTwice.is_here() {
+            return Known::New;
+        }
         let same = |other: &Key| other.digest == key.digest && (key.named || again);
         let open = self.open.values_mut().filter(|open| same(&open.key));
         // Of several equal prompts, each redelivery belongs to one that lost its delivery with the last connection.
@@ -163,6 +176,11 @@ impl Ledger {
         let Some(open) = self.open.get_mut(&number) else { return Vec::new() };
         open.safe = true;
         std::mem::take(&mut open.deliveries)
+    }
+
+    /// What makes a prompt in work this one.
+    pub(crate) fn key(&self, number: u64) -> Option<&Key> {
+        self.open.get(&number).map(|open| &open.key)
     }
 
     /// Whether a prompt is in work, or its answer on its way.
@@ -231,6 +249,11 @@ impl Ledger {
         open.deliveries
     }
 
+    /// Forgets a prompt that another board has now: its deliveries can be acknowledged.
+    pub(crate) fn hand_on(&mut self, number: u64) -> Vec<Delivery> {
+        self.open.remove(&number).map(|open| open.deliveries).unwrap_or_default()
+    }
+
     /// Forgets a prompt without an answer: its deliveries stay unacknowledged, so that the broker sends them again.
     pub(crate) fn hand_back(&mut self, number: u64) {
         self.open.remove(&number);
@@ -271,9 +294,35 @@ impl Ledger {
         self.open.values().filter(|open| open.answer.is_none()).count()
     }
 
-    /// Whether one more prompt may be taken in.
-    pub(crate) fn has_room(&self) -> bool {
-        self.working() < MAX_OPEN
+    /// Whether one more prompt may be taken in of an asker who has these in work. An asker may hold as many as it leaves
+    /// free, so that a flood of one never takes the last place from another.
+    pub(crate) fn has_room(&self, own: impl Iterator<Item = u64>) -> bool {
+        let working = self.open.values().filter(|open| open.answer.is_none());
+        let (mut all, mut held) = (0, 0);
+        for open in working {
+            all += 1;
+            held += usize::from(open.is_held());
+        }
+        let (mut own_all, mut own_held) = (0, 0);
+        for open in own.filter_map(|number| self.open.get(&number)) {
+            own_all += 1;
+            own_held += usize::from(open.is_held());
+        }
+        let fair = |own: usize, all: usize, most: usize| {
+            let free = most.saturating_sub(all);
+            free > 0 && (own == 0 || own < free)
+        };
+        fair(own_all, all, MAX_OPEN) && fair(own_held, held, MAX_HELD)
+    }
+
+    /// Whether the scheduler accepted it, now or at an earlier start.
+    pub(crate) fn is_accepted(&self, number: u64) -> bool {
+        self.open.get(&number).is_some_and(|open| open.safe || open.prompt.is_some())
+    }
+
+    /// Forgets a prompt that was refused: what can be acknowledged.
+    pub(crate) fn refused(&mut self, number: u64) -> Vec<Delivery> {
+        self.open.remove(&number).map(|open| open.deliveries).unwrap_or_default()
     }
 
     /// The asker's id of a prompt in work.

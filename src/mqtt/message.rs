@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::wire::json_to_cbor;
+
 /// A message from the broker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Message {
@@ -50,7 +52,9 @@ pub(crate) struct Publication {
     pub(crate) retain: bool,
     /// What the asker wanted to find in the answer.
     pub(crate) correlation: Option<Bytes>,
-    /// `application/json` or `text/plain`.
+    /// Where the answer to this message is wanted: of prompts that are handed on.
+    pub(crate) response_topic: Option<String>,
+    /// `application/json`, `application/cbor` or `text/plain`.
     pub(crate) content_type: Option<&'static str>,
     /// Names and values for clients that read MQTT 5's user properties.
     pub(crate) properties: Vec<(&'static str, String)>,
@@ -68,11 +72,23 @@ impl Publication {
         }
     }
 
+    /// The same object in CBOR; a text stays as it is. CBOR is never the longer one, so what fitted before fits.
+    pub(crate) fn in_cbor(mut self) -> Publication {
+        if self.content_type == Some("application/json")
+            && let Ok(object) = serde_json::from_slice(&self.payload)
+        {
+            self.payload = json_to_cbor(&object).into();
+            self.content_type = Some("application/cbor");
+        }
+        self
+    }
+
     /// The bytes it takes in memory and, but for a few dozen, on the wire.
     pub(crate) fn weight(&self) -> usize {
         let properties: usize =
             self.properties.iter().map(|(name, value)| name.len() + value.len() + 5).sum();
-        let correlation = self.correlation.as_ref().map_or(0, |data| data.len() + 3);
+        let correlation = self.correlation.as_ref().map_or(0, |data| data.len() + 3)
+            + self.response_topic.as_ref().map_or(0, |topic| topic.len() + 3);
         // Fixed header, packet number, lengths, content type, format and expiry stay below 64 bytes.
         64 + self.topic.len() + self.payload.len() + properties + correlation
     }

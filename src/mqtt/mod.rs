@@ -5,11 +5,14 @@
 //! | `url`, `topic` | the broker's address, the names of topics |
 //! | `message`, `reply` | a message, an address and the messages of an answer |
 //! | `outbox`, `ledger`, `backoff` | what must still be sent, what is in work or was answered, when to connect again |
-//! | `client`, `link` | the library, and the task that keeps a connection |
+//! | `packet` | MQTT on the wire |
+//! | `stream`, `tls` | the way to a broker |
+//! | `client`, `connection`, `link` | a connection as the door sees it, one connection from beginning to end, and which is next |
 //! | `prompt` | a prompt's way through the scheduler |
 //! | `seldom` | which lines of the log are held back |
 //! | `door` | the one task that owns all of this |
 //! | `inbound`, `outcome`, `states`, `goodbye` | what it does with messages, with what happens to a prompt, what it tells about promptd, how it leaves |
+//! | `fleet` | sharing prompts with other boards |
 //! | `values`, `admin` | the topics whose values profiles put into prompts, and what an operator asks |
 //!
 //! A prompt that the broker wants acknowledged (`QoS` 1) is acknowledged when it is safe in the record, or after the broker
@@ -20,44 +23,64 @@
 mod admin;
 mod backoff;
 mod client;
+mod connection;
 mod door;
+mod fleet;
 mod goodbye;
+mod health;
+mod home_assistant;
 mod inbound;
 mod ledger;
+#[cfg(test)]
+mod ledger_properties;
 mod link;
 mod message;
 mod outbox;
 mod outcome;
+mod packet;
 mod prompt;
 mod reply;
 mod restore;
 mod seldom;
 mod shelf;
 mod states;
+mod stream;
+mod tls;
 mod topic;
 mod url;
 mod values;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
+pub use self::fleet::FleetConfig;
+pub use self::tls::TlsFiles;
 pub use self::url::{BrokerUrl, UrlError};
+use crate::board::Board;
 use crate::control::Control;
 use crate::record::Record;
 use crate::scheduler::Scheduler;
-use crate::wire::{Limits, Policies};
+use crate::wire::{Broker, Limits, Policies};
+
+/// The most bytes of the name of a shared subscription: as many as a node's.
+const MAX_GROUP_BYTES: usize = 64;
 
 /// How the door reaches its broker and which topics it has.
 #[derive(Clone)]
 pub struct Config {
-    /// The broker.
-    pub broker: BrokerUrl,
+    /// The brokers: one, or several of one cluster, tried in turn.
+    pub brokers: Vec<BrokerUrl>,
     /// The user name; goes before the one in the address.
     pub username: Option<String>,
     /// The password; goes before the one in the address.
     pub password: Option<String>,
+    /// A file whose first line is the password, read for every connection.
+    pub password_file: Option<PathBuf>,
+    /// What TLS is done with, for brokers that want it.
+    pub tls: TlsFiles,
     /// The first level or levels of every topic.
     pub base_topic: String,
     /// The board's level in every topic; no other board on the broker may have the same.
@@ -65,28 +88,36 @@ pub struct Config {
     /// The name the broker knows the connection by; `None` is `<base>-<node>`. It has to stay the same from start to
     /// start, because the broker keeps prompts for it.
     pub client_id: Option<String>,
-    /// How often the broker is pinged; a silent one is given up after one and a half times this. 5 s to 18 h.
+    /// How often the broker is pinged; a silent one is given up after one and a half times this. 1 s to 18 h.
     pub keep_alive: Duration,
     /// Topics under which requests may have their answers put with `reply_to`. Empty: only under `<node>/answer`.
     pub reply_prefixes: Vec<String>,
     /// Whether MQTT 5's Response Topic is held to these prefixes as well. promptd writes wherever the Response Topic
     /// says, with its own rights; where not every client may be trusted with those, this is the switch.
     pub restrict_response_topics: bool,
+    /// The topic under which Home Assistant discovers devices; `None`: it is told nothing.
+    pub discovery_prefix: Option<String>,
+    /// How the board shares the prompts of `any/ask` with others; `None`: not at all.
+    pub fleet: Option<FleetConfig>,
 }
 
 impl Config {
     /// A door to this broker, all else as usual.
     pub fn new(broker: BrokerUrl, node: impl Into<String>) -> Config {
         Config {
-            broker,
+            brokers: vec![broker],
             username: None,
             password: None,
+            password_file: None,
+            tls: TlsFiles::default(),
             base_topic: "promptd".to_owned(),
             node: node.into(),
             client_id: None,
             keep_alive: Duration::from_secs(30),
             reply_prefixes: Vec::new(),
             restrict_response_topics: false,
+            discovery_prefix: None,
+            fleet: None,
         }
     }
 
@@ -96,9 +127,9 @@ impl Config {
     /// Which value cannot be used, and why.
     pub fn check(&self) -> Result<(), ConfigError> {
         let topics = topic::Topics::new(&self.base_topic, &self.node)?;
-        // The library takes 5 s at least; MQTT has 16 bits for the seconds.
+        // MQTT has 16 bits for the seconds, and 0 would be none at all.
         let seconds = self.keep_alive.as_secs();
-        if !(5..=u64::from(u16::MAX)).contains(&seconds) {
+        if !(1..=u64::from(u16::MAX)).contains(&seconds) {
             return Err(ConfigError::KeepAlive(seconds));
         }
         let wrong =
@@ -112,13 +143,32 @@ impl Config {
                 "has to have 1 to 256 bytes without control characters",
             );
         }
+        if let Some(prefix) = &self.discovery_prefix
+            && let Err(why) = topics.check_reply(prefix)
+        {
+            return wrong("the discovery prefix", prefix, why);
+        }
+        if let Some(fleet) = &self.fleet
+            && !topic::is_level(&fleet.group, MAX_GROUP_BYTES)
+        {
+            let why = "has to have 1 to 64 bytes without `+`, `#`, `/` or control characters";
+            return wrong("the fleet's group", &fleet.group, why);
+        }
         for prefix in &self.reply_prefixes {
             if let Err(why) = topics.check_reply(prefix) {
                 return wrong("the reply prefix", prefix, why);
             }
         }
-        if self.password.is_some() && self.username.is_none() && self.broker.username.is_none() {
+        if self.brokers.is_empty() {
+            return Err(ConfigError::NoBroker);
+        }
+        let has_password = self.password.is_some() || self.password_file.is_some();
+        let has_name = |broker: &BrokerUrl| self.username.is_some() || broker.username.is_some();
+        if has_password && !self.brokers.iter().all(has_name) {
             return Err(ConfigError::PasswordAlone);
+        }
+        if self.tls.certificate.is_some() != self.tls.key.is_some() {
+            return Err(ConfigError::HalfACertificate);
         }
         Ok(())
     }
@@ -128,27 +178,24 @@ impl Config {
             .clone()
             .unwrap_or_else(|| format!("{}-{}", self.base_topic.replace('/', "-"), self.node))
     }
-
-    fn login(&self) -> Option<(String, String)> {
-        let user = self.username.clone().or_else(|| self.broker.username.clone())?;
-        Some((
-            user,
-            self.password.clone().or_else(|| self.broker.password.clone()).unwrap_or_default(),
-        ))
-    }
 }
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut form = f.debug_struct("Config");
-        form.field("broker", &self.broker).field("username", &self.username);
+        form.field("brokers", &self.brokers).field("username", &self.username);
         form.field("password", &self.password.as_ref().map(|_| "…"))
+            .field("password_file", &self.password_file)
+            .field("tls", &self.tls)
             .field("base_topic", &self.base_topic);
         form.field("node", &self.node)
             .field("client_id", &self.client_id)
             .field("keep_alive", &self.keep_alive);
         form.field("reply_prefixes", &self.reply_prefixes);
-        form.field("restrict_response_topics", &self.restrict_response_topics).finish()
+        form.field("restrict_response_topics", &self.restrict_response_topics)
+            .field("discovery_prefix", &self.discovery_prefix)
+            .field("fleet", &self.fleet)
+            .finish()
     }
 }
 
@@ -166,11 +213,19 @@ pub enum ConfigError {
         why: &'static str,
     },
     /// The ping interval is out of range.
-    #[error("a keep-alive of {0} s is out of range: 5 to 65535 s are possible")]
+    #[error("a keep-alive of {0} s is out of range: 1 to 65535 s are possible")]
     KeepAlive(u64),
     /// A password without a user name.
     #[error("there is a password for the broker but no user name; set mqtt.username")]
     PasswordAlone,
+    /// A certificate without its key, or the other way round.
+    #[error(
+        "a client certificate needs mqtt.tls.certificate_file and mqtt.tls.key_file, both or neither"
+    )]
+    HalfACertificate,
+    /// No address.
+    #[error("there is no broker; set mqtt.url")]
+    NoBroker,
 }
 
 /// What the door tells about promptd and reads requests against.
@@ -184,8 +239,12 @@ pub struct Facts {
     pub control: Option<Control>,
     /// How large requests may be.
     pub limits: Limits,
+    /// Who is told how the door stands with its broker.
+    pub broker: watch::Sender<Broker>,
     /// Where accepted prompts outlast the service; `None`: nowhere.
     pub record: Option<Record>,
+    /// What the health is read from.
+    pub board: Board,
 }
 
 /// Serves prompts from the broker until `shutdown` is true or its sender is gone, then says goodbye and returns, within
@@ -208,6 +267,9 @@ pub async fn serve(
 }
 
 #[cfg(test)]
+mod fuzz_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -219,10 +281,6 @@ mod tests {
     fn usual() {
         config().check().unwrap();
         assert_eq!(config().client_id(), "promptd-n");
-        assert_eq!(config().login(), Some(("me".into(), "hunter2".into())));
-        let own =
-            Config { username: Some("you".into()), password: Some("other".into()), ..config() };
-        assert_eq!(own.login(), Some(("you".into(), "other".into())));
         assert!(
             !format!("{:?}", Config { password: Some("hunter2".into()), ..config() })
                 .contains("hunter2")
@@ -233,8 +291,8 @@ mod tests {
     fn wrong() {
         let broker = BrokerUrl::parse("mqtt://localhost").unwrap();
         let table = [
-            (Config { keep_alive: Duration::from_secs(4), ..config() }, "5 to 65535"),
-            (Config { keep_alive: Duration::from_hours(24), ..config() }, "5 to 65535"),
+            (Config { keep_alive: Duration::from_millis(400), ..config() }, "1 to 65535"),
+            (Config { keep_alive: Duration::from_hours(24), ..config() }, "1 to 65535"),
             (Config { node: "a/b".into(), ..config() }, "the node `a/b`"),
             (Config { base_topic: "#".into(), ..config() }, "the base topic `#`"),
             (Config { client_id: Some(String::new()), ..config() }, "the client id"),
@@ -242,7 +300,18 @@ mod tests {
                 Config { reply_prefixes: vec!["promptd/n/ask".into()], ..config() },
                 "the reply prefix",
             ),
-            (Config { broker, password: Some("x".into()), ..config() }, "no user name"),
+            (
+                Config { brokers: vec![broker], password: Some("x".into()), ..config() },
+                "no user name",
+            ),
+            (Config { brokers: Vec::new(), ..config() }, "no broker"),
+            (
+                Config {
+                    tls: TlsFiles { key: Some("k".into()), ..TlsFiles::default() },
+                    ..config()
+                },
+                "both or neither",
+            ),
         ];
         for (config, text) in table {
             let error = config.check().unwrap_err().to_string();

@@ -7,22 +7,23 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use super::message::Publication;
+use crate::defect::Defect;
 
-/// The most answers that wait at once. Every prompt in work has a place ([`super::ledger::MAX_OPEN`]); the rest is
-/// for refusals while the broker is slow. A thousand is what mosquitto keeps for a client by default, and it can come at
-/// once: mosquitto 2.0 goes beyond the receive maximum when the oldest message is not acknowledged first.
+/// The most answers that wait at once. A thousand is what mosquitto keeps for a client by default, and it can come at once:
+/// mosquitto 2.0 goes beyond the receive maximum when the oldest message is not acknowledged first.
 const MAX_ANSWERS: usize = 1024;
+/// Refusals find no place beyond these: in a flood they are many, and each of them would wait for the broker.
+const MAX_REFUSALS: usize = 256;
 /// New prompts are refused while the answers that wait have more bytes than this. A board that cannot reach its broker
 /// has better uses for its memory.
 const MAX_BYTES: usize = 8 << 20;
-/// Answers larger than this leave fewer places: a refusal is never larger.
-const REFUSAL_BYTES: usize = 4096;
-
 /// Whose message it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
     /// An answer, or a part of one; the number is the ledger's.
     Answer(u64),
+    /// A prompt that is handed on to another board; the number is the ledger's.
+    Handed(u64),
     /// A retained state: only the newest of a topic matters.
     State,
 }
@@ -75,10 +76,16 @@ impl Outbox {
         self.slots.len() + promised < MAX_ANSWERS && self.bytes < MAX_BYTES
     }
 
-    /// Whether a message that may be lost, such as a refusal, has room beside the `promised` answers.
-    pub(crate) fn has_room_for(&self, publication: &Publication, promised: usize) -> bool {
-        self.has_room(promised)
-            || (self.slots.len() + promised < MAX_ANSWERS && publication.weight() <= REFUSAL_BYTES)
+    /// Whether the messages of an answer have room beside the `promised` answers.
+    pub(crate) fn has_room_for(&self, messages: &[Publication], promised: usize) -> bool {
+        let bytes: usize = messages.iter().map(Publication::weight).sum();
+        self.slots.len() + messages.len() + promised <= MAX_ANSWERS
+            && self.bytes + bytes < MAX_BYTES
+    }
+
+    /// Whether refusals may wait here: most places are for answers.
+    pub(crate) fn takes_refusals(&self) -> bool {
+        self.slots.len() < MAX_REFUSALS && self.bytes < MAX_BYTES / 4
     }
 
     /// Keeps a message until the broker has it, or until `until`. A state replaces the one that waits on its topic.
@@ -117,7 +124,7 @@ impl Outbox {
         self.by_packet.clear();
         self.flight.clear();
         self.window = 0;
-        self.slots.retain(|slot| slot.owner != Owner::State);
+        self.slots.retain(|slot| slot.owner != Owner::State && !Defect::LoseOutbox.is_here());
         self.slots.iter_mut().for_each(|slot| slot.waiting = true);
         self.bytes = self.slots.iter().map(|slot| slot.publication.weight()).sum();
     }
@@ -191,9 +198,9 @@ impl Outbox {
         self.slots.iter().filter(|slot| slot.waiting).filter_map(|slot| slot.until).min()
     }
 
-    /// Whether there is much room again after there was none.
-    pub(crate) fn is_low(&self) -> bool {
-        self.slots.len() < MAX_ANSWERS / 4 && self.bytes < MAX_BYTES / 4
+    /// How many messages wait for the broker.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
     }
 
     /// Whether nothing waits and nothing is unacknowledged.
@@ -303,12 +310,13 @@ mod tests {
         }
         assert!(outbox.has_room(1) && !outbox.has_room(2));
         let mut outbox = Outbox::default();
-        outbox.push(Owner::Answer(1), publication("a", MAX_BYTES), None);
+        assert!(outbox.takes_refusals());
+        outbox.push(Owner::Answer(1), publication("a", MAX_BYTES / 2), None);
+        assert!(!outbox.takes_refusals() && outbox.has_room(0));
+        assert!(outbox.has_room_for(&[publication("a", MAX_BYTES / 4)], 0));
+        assert!(!outbox.has_room_for(&[publication("a", MAX_BYTES / 2)], 0));
+        outbox.push(Owner::Answer(1), publication("a", MAX_BYTES / 2), None);
         assert!(!outbox.has_room(0));
-        assert!(
-            outbox.has_room_for(&publication("a", 100), 0)
-                && !outbox.has_room_for(&publication("a", REFUSAL_BYTES), 0)
-        );
     }
 
     #[test]

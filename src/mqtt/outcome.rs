@@ -4,17 +4,26 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error};
 
-use super::door::{Door, REFUSAL_WANTED};
+use super::door::{Door, Prompt, REFUSAL_WANTED};
 use super::message::Publication;
 use super::outbox::Owner;
 use super::prompt::{Report, Text};
 use super::reply;
+use crate::defect::Defect;
 use crate::request::{Code, Event, Finish, Refusal};
 use crate::scheduler::State;
 use crate::wire::{Answer, progress_object, stream_end, stream_piece};
 
 /// How long an answer is worth delivering whose asker set no deadline: as long as the broker keeps a session.
 const ANSWER_WANTED: Duration = Duration::from_hours(1);
+
+/// An answer that waits until its prompt is safe.
+#[derive(Debug)]
+pub(super) struct Unsaid {
+    number: u64,
+    messages: Vec<Publication>,
+    until: Instant,
+}
 
 impl Door {
     /// Something happened to a prompt.
@@ -32,7 +41,14 @@ impl Door {
                 }
                 self.progress(number, None);
             }
-            Report::Started => self.shelf.started(number),
+            Report::Started { deaths } => {
+                self.shelf.started(number, deaths);
+                let prompt = self.prompts.get_mut(&number);
+                // It stays here now. One that began in the moment when it was taken out for another board is cancelled already.
+                if let Some(prompt) = prompt.filter(|prompt| prompt.handing.is_none()) {
+                    prompt.shared = None;
+                }
+            }
             Report::Progress(event) => self.progress(number, Some(&event)),
             Report::Piece(piece) => {
                 self.stream(number, |seq| stream_piece(None, seq, &piece.text, &piece.logprobs));
@@ -47,7 +63,8 @@ impl Door {
             return;
         };
         if let (Some(level), Some(object)) = (&prompt.level, progress_object(None, event)) {
-            self.tell(&Publication::json(self.topics.progress(level), &object));
+            let publication = Publication::json(self.topics.progress(level), &object);
+            self.tell(&if prompt.wanted.form.cbor { publication.in_cbor() } else { publication });
         }
     }
 
@@ -59,11 +76,13 @@ impl Door {
         let Some(level) = prompt.level.clone() else { return };
         let object = object(prompt.seq);
         prompt.seq += 1;
-        self.tell(&Publication::json(self.topics.stream(&level), &object));
+        let cbor = prompt.wanted.form.cbor;
+        let publication = Publication::json(self.topics.stream(&level), &object);
+        self.tell(&if cbor { publication.in_cbor() } else { publication });
     }
 
     /// Publishes what may be lost; the numbers in it show that it was.
-    fn tell(&self, publication: &Publication) {
+    pub(super) fn tell(&self, publication: &Publication) {
         if let Some(connection) = &self.connection
             && publication.weight() <= connection.max_packet
             && connection.client.tell(publication).is_err()
@@ -76,8 +95,42 @@ impl Door {
     }
 
     fn ended(&mut self, number: u64, result: Result<(Text, Finish), Refusal>, now: Instant) {
-        self.stream(number, |seq| stream_end(None, seq, result.as_ref().err()));
-        let Some(prompt) = self.prompts.remove(&number) else { return };
+        if let Some(result) = self.handed_on(number, result) {
+            self.stream(number, |seq| stream_end(None, seq, result.as_ref().err()));
+            self.ended_here(number, result, now);
+        }
+    }
+
+    /// A prompt that was taken out of the queue for another board goes there; of every other the result is given back.
+    fn handed_on(
+        &mut self,
+        number: u64,
+        result: Result<(Text, Finish), Refusal>,
+    ) -> Option<Result<(Text, Finish), Refusal>> {
+        let cancelled = result.as_ref().is_err_and(|refusal| refusal.code == Code::Cancelled);
+        let handing = |prompt: &&mut Prompt| prompt.handing.is_some() && cancelled;
+        let prompt = self.prompts.get_mut(&number).filter(handing);
+        let Some((node, shared)) =
+            prompt.and_then(|prompt| prompt.handing.take().zip(prompt.shared.take()))
+        else {
+            return Some(result);
+        };
+        if let Some(prompt) = self.prompts.remove(&number) {
+            self.hand(number, node, prompt.wanted, *shared);
+        }
+        None
+    }
+
+    fn ended_here(&mut self, number: u64, result: Result<(Text, Finish), Refusal>, now: Instant) {
+        let Some(mut prompt) = self.prompts.remove(&number) else { return };
+        if let Some(other) =
+            self.prompts.values().next().filter(|_| Defect::WrongReplyTopic.is_here())
+        {
+            prompt.wanted.to = other.wanted.to.clone();
+        }
+        if Defect::LoseCorrelation.is_here() {
+            prompt.wanted.to.correlation = None;
+        }
         let wanted = &prompt.wanted;
         let (messages, ok, until) = match result {
             Ok((text, finish)) => {
@@ -114,10 +167,31 @@ impl Door {
             Err(refusal) => {
                 let message =
                     reply::refusal(&wanted.to, wanted.form, wanted.id.as_deref(), &refusal);
+                if !self.ledger.is_accepted(number) && self.refused_at_once(number, &message) {
+                    return;
+                }
                 (vec![message], false, now + REFUSAL_WANTED)
             }
         };
         self.answer(number, messages, ok, until);
+    }
+
+    /// Sends the refusal of a prompt that was never accepted without keeping it, where the outbox has no place for such and
+    /// the connection has room; see [`Door::refuse`].
+    fn refused_at_once(&mut self, number: u64, message: &Publication) -> bool {
+        if self.outbox.takes_refusals() {
+            return false;
+        }
+        let Some(connection) = &self.connection else { return false };
+        if message.weight() > connection.max_packet
+            || connection.client.refuse(message, None).is_err()
+        {
+            return false;
+        }
+        self.shelf.hand_back(number);
+        // They go behind it on the same connection.
+        self.acks.extend(self.ledger.refused(number));
+        true
     }
 
     /// Publishes the final messages of a prompt.
@@ -130,8 +204,23 @@ impl Door {
     ) {
         self.ledger.answering(number, messages.clone(), ok);
         self.shelf.answering(number, &messages, ok, until);
-        for message in messages {
-            self.outbox.push(Owner::Answer(number), message, Some(until));
+        let again = if Defect::AnswerTwice.is_here() { messages.clone() } else { Vec::new() };
+        let messages = messages.into_iter().chain(again).collect();
+        self.unsaid.push(Unsaid { number, messages, until });
+        self.say();
+    }
+
+    /// Publishes the answers whose prompts are safe.
+    pub(super) fn say(&mut self) {
+        for answer in std::mem::take(&mut self.unsaid) {
+            // Whoever stops in order closes the record afterwards.
+            if !self.leaving && self.shelf.is_on_its_way(answer.number) {
+                self.unsaid.push(answer);
+                continue;
+            }
+            for message in answer.messages {
+                self.outbox.push(Owner::Answer(answer.number), message, Some(answer.until));
+            }
         }
     }
 

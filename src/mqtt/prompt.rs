@@ -19,8 +19,8 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 pub(crate) enum Report {
     /// The scheduler took it.
     Accepted { id: PromptId, seed: u64, session: Option<InSession> },
-    /// An engine begins with it.
-    Started,
+    /// An engine begins with it; so many died while they ran it.
+    Started { deaths: u32 },
     /// The model reads it or begins to write.
     Progress(Event),
     /// The next piece of text.
@@ -142,7 +142,7 @@ impl Work<'_> {
             }
             match event {
                 Some(Event::Queued { .. } | Event::Prefill { .. }) => {}
-                Some(Event::Started) => self.report(Report::Started).await,
+                Some(Event::Started { deaths }) => self.report(Report::Started { deaths }).await,
                 Some(Event::Delta { text: piece, logprobs, .. }) => {
                     text.text.push_str(&piece);
                     text.logprobs.extend_from_slice(&logprobs);
@@ -225,7 +225,7 @@ impl Progress {
                 news
             }
             Event::Delta { .. } => !std::mem::replace(&mut self.decoding, true),
-            Event::Started | Event::Finished(_) | Event::Failed(_) => false,
+            Event::Started { .. } | Event::Finished(_) | Event::Failed(_) => false,
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Where an answer goes and what its messages look like. Pure.
 
 use bytes::Bytes;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::message::Publication;
 use super::topic::{Topics, is_under};
 use crate::request::{Code, Refusal};
+use crate::wire::payload::Numbered;
 use crate::wire::{Answer, AnswerFormat, PROTOCOL, error_object};
 
 /// The most messages one answer is split into. Each takes a place in the outbox, which has few hundred.
@@ -89,6 +90,8 @@ pub(crate) struct Form {
     pub(crate) format: AnswerFormat,
     /// The most bytes of one message's payload.
     pub(crate) max_bytes: Option<usize>,
+    /// Whether objects are written in CBOR, as the request was.
+    pub(crate) cbor: bool,
 }
 
 /// The messages of an answer: one, or numbered parts where one would be larger than the asker can read.
@@ -117,7 +120,7 @@ pub(crate) fn answer(to: &Address, form: Form, answer: &Answer<'_>) -> Vec<Publi
         if count > 1 {
             properties.extend([("part", (at + 1).to_string()), ("parts", count.to_string())]);
         }
-        message(to, form.format, payload, properties)
+        message(to, form, payload, properties)
     };
     payloads.into_iter().enumerate().map(publication).collect()
 }
@@ -144,27 +147,28 @@ pub(crate) fn refusal(
     if form.format == AnswerFormat::Text {
         properties.push(("message", refusal.message.clone()));
     }
-    message(to, form.format, payload, properties)
+    message(to, form, payload, properties)
 }
 
 fn message(
     to: &Address,
-    format: AnswerFormat,
+    form: Form,
     payload: String,
     properties: Vec<(&'static str, String)>,
 ) -> Publication {
-    let content_type = match format {
-        AnswerFormat::Json => "application/json",
-        AnswerFormat::Text => "text/plain",
-    };
-    Publication {
+    let publication = Publication {
         topic: to.topic.clone(),
         payload: payload.into(),
         retain: false,
         correlation: to.correlation.clone(),
-        content_type: Some(content_type),
+        response_topic: None,
+        content_type: Some(match form.format {
+            AnswerFormat::Json => "application/json",
+            AnswerFormat::Text => "text/plain",
+        }),
         properties,
-    }
+    };
+    if form.cbor { publication.in_cbor() } else { publication }
 }
 
 /// An error object within `most` bytes: the sentence goes first, then what the asker knows anyway.
@@ -223,15 +227,8 @@ fn part(
     if format == AnswerFormat::Text {
         return format!("{number}/{count} {text}");
     }
-    let mut object = Map::new();
-    if let Some(id) = id {
-        object.insert("v".into(), PROTOCOL.into());
-        object.insert("id".into(), id.into());
-    }
-    object.insert("part".into(), number.into());
-    object.insert("parts".into(), count.into());
-    object.insert("text".into(), text.into());
-    Value::Object(object).to_string()
+    let part = Numbered { v: id.map(|_| PROTOCOL), id, part: number, parts: count, text };
+    serde_json::to_string(&part).unwrap_or_default()
 }
 
 /// The bytes a character has in a JSON string as `serde_json` writes it.
@@ -334,7 +331,11 @@ mod tests {
         );
         assert_eq!(json[0].content_type, Some("application/json"));
         assert!(!json[0].retain);
-        let text = answer(&to(), Form { format: AnswerFormat::Text, max_bytes: Some(64) }, &whole);
+        let text = answer(
+            &to(),
+            Form { format: AnswerFormat::Text, max_bytes: Some(64), cbor: false },
+            &whole,
+        );
         assert_eq!(
             (texts(&text), text[0].content_type),
             (vec!["hi".to_owned()], Some("text/plain"))
@@ -360,7 +361,7 @@ mod tests {
                     session: None,
                     attempt: 1,
                 };
-                let form = Form { format: AnswerFormat::Json, max_bytes: Some(most) };
+                let form = Form { max_bytes: Some(most), ..Form::default() };
                 let payloads = texts(&answer(&to(), form, &whole));
                 assert!(payloads.iter().all(|payload| payload.len() <= most), "{most}");
                 let objects: Vec<Value> =
@@ -403,7 +404,7 @@ mod tests {
             session: None,
             attempt: 1,
         };
-        let form = Form { format: AnswerFormat::Json, max_bytes: Some(64) };
+        let form = Form { max_bytes: Some(64), ..Form::default() };
         let messages = texts(&answer(&to(), form, &whole));
         assert_eq!(messages.len(), 1);
         assert!(
@@ -416,7 +417,7 @@ mod tests {
     fn refusals() {
         let busy =
             Refusal::new(Code::Busy, "the queue is full").with_retry_after(Duration::from_secs(4));
-        let form = |format, max_bytes| Form { format, max_bytes };
+        let form = |format, max_bytes| Form { format, max_bytes, cbor: false };
         let text = |form| texts(&[refusal(&to(), form, Some("i"), &busy)]).remove(0);
         assert_eq!(text(form(AnswerFormat::Text, None)), "!busy 4000");
         assert!(text(form(AnswerFormat::Json, None)).contains("the queue is full"));

@@ -55,7 +55,7 @@ impl Door {
             let message = reply::refusal(&wanted.to, wanted.form, wanted.id.as_deref(), &refusal);
             self.answer(number, vec![message], false, now + REFUSAL_WANTED);
         } else {
-            self.spawn(number, wanted, submission, true);
+            self.spawn(number, wanted, submission, (true, None));
         }
         Ok(())
     }

@@ -11,8 +11,9 @@ use super::door::Wanted;
 use super::ledger::{KEEP, Key};
 use super::message::Publication;
 use super::reply::{Address, Form};
+use crate::defect::Defect;
 use crate::record::{Door as Through, Health, Item, Record, Stage, unix_ms};
-use crate::request::{Identity, Priority, Request, Submission};
+use crate::request::{Again, Door, Identity, Origin, Priority, Request, Submission};
 use crate::wire::AnswerFormat;
 
 /// What happened to the record.
@@ -43,6 +44,8 @@ struct Shelved {
     item: Item,
     /// It stands in the record.
     written: bool,
+    /// An engine of this service began with it.
+    begun: bool,
     named: bool,
 }
 
@@ -58,9 +61,14 @@ pub(super) struct StoredPrompt {
     id: Option<String>,
     is_json: bool,
     stream: bool,
+    #[serde(default)]
+    cbor: bool,
     identity: String,
     priority: Priority,
     session: Option<String>,
+    /// The profile it names; records of older versions do not say.
+    #[serde(default)]
+    profile: Option<String>,
     request: Request,
 }
 
@@ -75,7 +83,10 @@ pub(super) struct StoredAnswer {
 #[derive(Debug, Serialize, Deserialize)]
 struct StoredMessage {
     topic: String,
+    /// A text; where it is none (CBOR), `bytes` has it.
     payload: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bytes: Option<Hex>,
     correlation: Option<Hex>,
     content_type: Option<String>,
     properties: Vec<(String, String)>,
@@ -127,6 +138,9 @@ impl Shelf {
 
     /// What an earlier start has left.
     pub(super) fn take(&self) -> Vec<Item> {
+        if Defect::ForgetRecord.is_here() {
+            return Vec::new();
+        }
         self.record.as_ref().map_or_else(Vec::new, |opened| opened.record.take(Through::Mqtt))
     }
 
@@ -164,12 +178,14 @@ impl Shelf {
             correlation: wanted.to.correlation.clone().map(Hex),
             text: wanted.form.format == AnswerFormat::Text,
             max_bytes: wanted.form.max_bytes,
+            cbor: wanted.form.cbor,
             id: wanted.id.clone(),
             is_json: wanted.is_json,
             stream: wanted.stream,
             identity: submission.identity.0.clone(),
             priority: submission.priority,
             session: submission.session.clone(),
+            profile: submission.profile.clone(),
             request: submission.request.clone(),
         };
         let item = Item {
@@ -179,19 +195,20 @@ impl Shelf {
             key: digest,
             seed: 0,
             starts: 0,
+            deaths: 0,
             attempts: wanted.attempt,
             begun: unix_ms(),
             until: wanted.until.map_or(0, |until| wall(until, Instant::now())),
             data: encoded(&stored)?,
         };
         let recorded = item.number;
-        self.rows.insert(number, Shelved { item, written: false, named });
+        self.rows.insert(number, Shelved { item, written: false, begun: false, named });
         Some(recorded)
     }
 
     /// A row that an earlier start has left belongs to this prompt.
     pub(super) fn restored(&mut self, number: u64, item: Item, named: bool) {
-        self.rows.insert(number, Shelved { item, written: true, named });
+        self.rows.insert(number, Shelved { item, written: true, begun: false, named });
     }
 
     /// The scheduler took a prompt: what was promised with it is written, and is safe when [`Shelf::take_safe`] says so.
@@ -207,14 +224,18 @@ impl Shelf {
         }
     }
 
-    /// An engine begins with a prompt.
-    pub(super) fn started(&mut self, number: u64) {
-        self.change(number, |item| item.starts = item.starts.saturating_add(1));
+    /// An engine begins with a prompt, and so many died while they ran it.
+    pub(super) fn started(&mut self, number: u64, deaths: u32) {
+        let Some(row) = self.rows.get_mut(&number) else { return };
+        let first = !std::mem::replace(&mut row.begun, true);
+        self.change(number, false, |item| item.begins(first, deaths));
     }
 
     /// A prompt is left to the next start; nobody died of it.
     pub(super) fn hand_back(&mut self, number: u64) {
-        self.change(number, |item| item.starts = item.starts.saturating_sub(1));
+        if self.rows.get(&number).is_some_and(|row| row.begun) {
+            self.change(number, false, |item| item.starts = item.starts.saturating_sub(1));
+        }
         self.rows.remove(&number);
     }
 
@@ -234,7 +255,7 @@ impl Shelf {
         let Some(named) = self.rows.get(&number).map(|row| row.named) else { return };
         let messages = messages.iter().map(StoredMessage::from).collect();
         let Some(data) = encoded(&StoredAnswer { named, ok, messages }) else { return };
-        self.change(number, |item| {
+        self.change(number, false, |item| {
             item.stage = Stage::Answered;
             item.begun = unix_ms();
             item.until = wall(until, Instant::now());
@@ -242,9 +263,10 @@ impl Shelf {
         });
     }
 
-    /// The broker has the answer of a prompt, or never will have it.
+    /// The broker has the answer of a prompt, or never will have it. That is made safe at once: what a power cut takes back is said a
+    /// second time, and a client may act on it twice.
     pub(super) fn delivered(&mut self, number: u64) {
-        self.change(number, |item| {
+        self.change(number, true, |item| {
             item.stage = Stage::Delivered;
             item.begun = unix_ms();
             item.until = item.begun + u64::try_from(KEEP.as_millis()).unwrap_or(u64::MAX);
@@ -275,6 +297,15 @@ impl Shelf {
         }
     }
 
+    /// Whether a prompt is on its way to the disk. Its answer is not said before: a crash in between would make the broker send
+    /// the prompt again, to be answered with another seed. A disk that fails is not waited for.
+    pub(super) fn is_on_its_way(&self, number: u64) -> bool {
+        let Some(opened) = &self.record else { return false };
+        let health = opened.health.borrow();
+        health.trouble.is_none()
+            && self.unsafe_yet.iter().any(|(mark, other)| *other == number && *mark > health.safe)
+    }
+
     /// Prompts that have become safe.
     pub(super) fn take_safe(&mut self) -> Vec<u64> {
         let Some(opened) = &self.record else { return Vec::new() };
@@ -283,14 +314,14 @@ impl Shelf {
         std::mem::replace(&mut self.unsafe_yet, later).into_values().collect()
     }
 
-    fn change(&mut self, number: u64, change: impl FnOnce(&mut Item)) {
+    fn change(&mut self, number: u64, urgent: bool, change: impl FnOnce(&mut Item)) {
         let (Some(opened), Some(row)) = (&self.record, self.rows.get_mut(&number)) else { return };
         if !row.written {
             return;
         }
         change(&mut row.item);
         // Where too much waits for the disk, the older state stays there: at worst the prompt is run once more.
-        let _ = opened.record.put(row.item.clone(), false);
+        let _ = opened.record.put(row.item.clone(), urgent);
     }
 }
 
@@ -305,6 +336,7 @@ impl StoredPrompt {
         let form = Form {
             format: if self.text { AnswerFormat::Text } else { AnswerFormat::Json },
             max_bytes: self.max_bytes,
+            cbor: self.cbor,
         };
         let wanted = Wanted {
             to: Address {
@@ -319,6 +351,12 @@ impl StoredPrompt {
             until: left.and_then(|left| now.checked_add(left)),
             attempt: item.attempts,
         };
+        let blame = if Defect::BlameForEnds.is_here() { item.starts * 2 } else { 0 };
+        let origin = Origin {
+            id: wanted.id.clone(),
+            topic: Some(wanted.to.topic.clone()),
+            ..Origin::new(Door::Mqtt)
+        };
         let mut request = self.request;
         request.sampling.seed = Some(item.seed);
         let submission = Submission {
@@ -328,8 +366,10 @@ impl StoredPrompt {
             timeout: left,
             quota: crate::request::Quota::default(),
             session: self.session,
+            profile: self.profile,
             recorded: Some(item.number),
-            again: Some(crate::request::Again { deaths: item.starts }),
+            again: Some(Again { deaths: item.deaths + blame, ends: item.starts }),
+            origin,
         };
         (wanted, submission, self.named)
     }
@@ -345,10 +385,11 @@ impl StoredAnswer {
 impl From<&Publication> for StoredMessage {
     fn from(message: &Publication) -> Self {
         let property = |(name, value): &(&'static str, String)| ((*name).to_owned(), value.clone());
+        let text = std::str::from_utf8(&message.payload);
         StoredMessage {
             topic: message.topic.clone(),
-            // Answers are text.
-            payload: String::from_utf8_lossy(&message.payload).into_owned(),
+            payload: text.unwrap_or_default().to_owned(),
+            bytes: text.is_err().then(|| Hex(message.payload.clone())),
             correlation: message.correlation.clone().map(Hex),
             content_type: message.content_type.map(str::to_owned),
             properties: message.properties.iter().map(property).collect(),
@@ -364,12 +405,16 @@ impl From<&StoredMessage> for Publication {
             let names = ["status", "finish", "error", "part", "parts", "message"];
             known(&names, name).map(|name| (name, value.clone()))
         };
-        let types = ["application/json", "text/plain"];
+        let types = ["application/json", "application/cbor", "text/plain"];
         Publication {
             topic: stored.topic.clone(),
-            payload: Bytes::from(stored.payload.clone()),
+            payload: match &stored.bytes {
+                Some(Hex(bytes)) => bytes.clone(),
+                None => Bytes::from(stored.payload.clone()),
+            },
             retain: false,
             correlation: stored.correlation.clone().map(|Hex(bytes)| bytes),
+            response_topic: None,
             content_type: stored.content_type.as_deref().and_then(|name| known(&types, name)),
             properties: stored.properties.iter().filter_map(property).collect(),
         }
@@ -404,17 +449,22 @@ mod tests {
 
     #[test]
     fn an_answer_survives() {
-        let message = Publication {
-            topic: "me/r".into(),
-            payload: Bytes::from_static("ü".as_bytes()),
-            retain: false,
-            correlation: Some(Bytes::from_static(b"\x01\x02")),
-            content_type: Some("application/json"),
-            properties: vec![("status", "ok".into()), ("finish", "stop".into())],
-        };
-        let stored = StoredMessage::from(&message);
-        let text = serde_json::to_string(&stored).unwrap();
-        let back: StoredMessage = serde_json::from_str(&text).unwrap();
-        assert_eq!(Publication::from(&back), message);
+        for (payload, kind) in
+            [("ü".as_bytes(), "application/json"), (b"\xa1\x61a\xf9\x3e\xff", "application/cbor")]
+        {
+            let message = Publication {
+                topic: "me/r".into(),
+                payload: Bytes::copy_from_slice(payload),
+                retain: false,
+                correlation: Some(Bytes::from_static(b"\x01\x02")),
+                response_topic: None,
+                content_type: Some(kind),
+                properties: vec![("status", "ok".into()), ("finish", "stop".into())],
+            };
+            let stored = StoredMessage::from(&message);
+            let text = serde_json::to_string(&stored).unwrap();
+            let back: StoredMessage = serde_json::from_str(&text).unwrap();
+            assert_eq!(Publication::from(&back), message);
+        }
     }
 }

@@ -26,6 +26,10 @@ pub(crate) struct Topics {
 pub(crate) enum Inbound<'a> {
     /// A prompt, for a profile where the topic names one.
     Ask(Option<&'a str>),
+    /// A prompt for whichever board of the fleet is free.
+    Shared(Option<&'a str>),
+    /// Such a prompt, handed on by another board.
+    Handed(Option<&'a str>),
     /// A request to stop a prompt.
     Cancel,
     /// An operator's request: `load`, `unload`, …
@@ -72,21 +76,69 @@ impl Topics {
         [format!("{}/ask/#", self.root), self.cancel()]
     }
 
+    /// What a board of a fleet subscribes to besides: what others hand on to it, and cancels for all boards.
+    pub(crate) fn fleet_subscriptions(&self) -> [String; 2] {
+        [format!("{}/hop/#", self.root), format!("{}/{ANY}/cancel", self.base)]
+    }
+
+    /// The shared subscription of a fleet (MQTT 5, 4.8.2; mosquitto and others have it in 3.1.1 as well).
+    pub(crate) fn shared(&self, group: &str) -> String {
+        format!("$share/{group}/{}/{ANY}/ask/#", self.base)
+    }
+
+    /// Where the boards of a fleet tell each other how they stand.
+    pub(crate) fn peers(&self) -> [String; 2] {
+        [format!("{}/+/status", self.base), format!("{}/+/availability", self.base)]
+    }
+
+    /// Which board says something of itself on this topic, and what: `status` or `availability`.
+    pub(crate) fn peer<'a>(&self, topic: &'a str) -> Option<(&'a str, &'a str)> {
+        let rest = topic.strip_prefix(self.base.as_str())?.strip_prefix('/')?;
+        let (node, what) = rest.split_once('/')?;
+        let other = self.root.strip_prefix(self.base.as_str())?.strip_prefix('/') != Some(node);
+        (other && matches!(what, "status" | "availability")).then_some((node, what))
+    }
+
+    /// Where a prompt is handed on to another board.
+    pub(crate) fn hop(&self, node: &str, profile: Option<&str>) -> String {
+        match profile {
+            Some(profile) => format!("{}/{node}/hop/{profile}", self.base),
+            None => format!("{}/{node}/hop", self.base),
+        }
+    }
+
     /// What a message on this topic is; `None` where promptd has nothing to do with it.
     pub(crate) fn parse<'a>(&self, topic: &'a str) -> Option<Inbound<'a>> {
-        match topic.strip_prefix(self.root.as_str())?.strip_prefix('/')? {
-            "ask" => Some(Inbound::Ask(None)),
-            "cancel" => Some(Inbound::Cancel),
-            rest => match rest.strip_prefix("ask/") {
-                Some(profile) => Some(Inbound::Ask(Some(profile))),
-                None => rest.strip_prefix("request/").map(Inbound::Request),
-            },
+        let beneath = topic.strip_prefix(self.base.as_str())?.strip_prefix('/')?;
+        if let Some(rest) = beneath.strip_prefix(ANY).and_then(|rest| rest.strip_prefix('/')) {
+            return match rest {
+                "cancel" => Some(Inbound::Cancel),
+                rest => behind(rest, "ask").map(|behind| Inbound::Shared(profile(behind))),
+            };
         }
+        let rest = topic.strip_prefix(self.root.as_str())?.strip_prefix('/')?;
+        if rest == "cancel" {
+            return Some(Inbound::Cancel);
+        }
+        behind(rest, "ask")
+            .map(|behind| Inbound::Ask(profile(behind)))
+            .or_else(|| behind(rest, "hop").map(|behind| Inbound::Handed(profile(behind))))
+            .or_else(|| rest.strip_prefix("request/").map(Inbound::Request))
     }
 
     /// Where an operator asks, if that is allowed.
     pub(crate) fn requests(&self) -> String {
         format!("{}/request/+", self.root)
+    }
+
+    /// Where an operator asks for this.
+    pub(crate) fn request(&self, operation: &str) -> String {
+        format!("{}/request/{operation}", self.root)
+    }
+
+    /// Where prompts come.
+    pub(crate) fn ask(&self) -> String {
+        format!("{}/ask", self.root)
     }
 
     /// Where an operator is answered who named no topic.
@@ -95,7 +147,7 @@ impl Topics {
     }
 
     /// Where prompts are stopped.
-    fn cancel(&self) -> String {
+    pub(crate) fn cancel(&self) -> String {
         format!("{}/cancel", self.root)
     }
 
@@ -125,6 +177,11 @@ impl Topics {
     /// Where the state stands.
     pub(crate) fn status(&self) -> String {
         format!("{}/status", self.root)
+    }
+
+    /// Where it is told every minute how promptd is.
+    pub(crate) fn health(&self) -> String {
+        format!("{}/health", self.root)
     }
 
     /// Where version, model and limits stand.
@@ -176,6 +233,16 @@ impl Topics {
     }
 }
 
+/// What stands behind a verb, with the slash before it: nothing behind `ask`, `/lights` behind `ask/lights`.
+fn behind<'a>(rest: &'a str, verb: &str) -> Option<&'a str> {
+    rest.strip_prefix(verb).filter(|behind| behind.is_empty() || behind.starts_with('/'))
+}
+
+/// The profile, where there is one.
+fn profile(behind: &str) -> Option<&str> {
+    behind.strip_prefix('/')
+}
+
 /// Whether `topic` is `prefix` or lies beneath it, level by level: `a/bc` is not under `a/b`. A `/` at the prefix's
 /// end changes nothing.
 pub(crate) fn is_under(topic: &str, prefix: &str) -> bool {
@@ -189,7 +256,7 @@ pub(crate) fn is_id(id: &str) -> bool {
     is_level(id, MAX_ID_BYTES)
 }
 
-fn is_level(text: &str, most: usize) -> bool {
+pub(super) fn is_level(text: &str, most: usize) -> bool {
     !text.is_empty()
         && text.len() <= most
         && !text.chars().any(|c| matches!(c, '+' | '#' | '/') || is_not_for_topics(c))

@@ -1,9 +1,12 @@
-//! The broker's address as the operator writes it: `mqtt://[user[:password]@]host[:port]`. Opens no connection.
+//! The broker's address as the operator writes it: `mqtt://[user[:password]@]host[:port]`, or `mqtts://` for TLS. Opens no
+//! connection.
 
 use std::fmt;
 
 /// The port of MQTT without TLS (IANA `mqtt`).
 const DEFAULT_PORT: u16 = 1883;
+/// The port of MQTT over TLS (IANA `secure-mqtt`).
+const DEFAULT_TLS_PORT: u16 = 8883;
 
 /// Where the broker is and, where the address says so, who promptd is to it. Its `Debug` form hides the password.
 #[derive(Clone, PartialEq, Eq)]
@@ -12,6 +15,8 @@ pub struct BrokerUrl {
     pub host: String,
     /// The TCP port.
     pub port: u16,
+    /// Whether TLS is spoken over it.
+    pub tls: bool,
     /// The user name in the address, percent-decoded.
     pub username: Option<String>,
     /// The password in the address, percent-decoded.
@@ -21,14 +26,8 @@ pub struct BrokerUrl {
 /// Why an address cannot be used. None of the texts repeats the part in front of `@`: it may hold a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// The scheme wants TLS.
-    #[error(
-        "`{0}://` wants TLS, which this build has not: the MQTT client's TLS support pins a library with known \
-         security advisories; use `mqtt://` to a broker on this host or behind a TLS tunnel (stunnel, WireGuard)"
-    )]
-    Tls(String),
     /// The scheme is none of MQTT over TCP.
-    #[error("`{0}://` is not supported; write mqtt://host:1883")]
+    #[error("`{0}://` is not supported; write mqtt://host:1883, or mqtts://host:8883 for TLS")]
     Scheme(String),
     /// There is no scheme.
     #[error("the broker's address has no scheme; write mqtt://host:1883")]
@@ -56,11 +55,11 @@ impl BrokerUrl {
     /// Says which part cannot be used and what to write instead.
     pub fn parse(text: &str) -> Result<BrokerUrl, UrlError> {
         let (scheme, rest) = text.trim().split_once("://").ok_or(UrlError::NoScheme)?;
-        match scheme.to_ascii_lowercase().as_str() {
-            "mqtt" | "tcp" => {}
-            "mqtts" | "ssl" | "tls" | "wss" => return Err(UrlError::Tls(scheme.to_owned())),
+        let tls = match scheme.to_ascii_lowercase().as_str() {
+            "mqtt" | "tcp" => false,
+            "mqtts" | "ssl" | "tls" => true,
             _ => return Err(UrlError::Scheme(scheme.to_owned())),
-        }
+        };
         // A password may hold `@` unencoded; a host never does.
         let (login, place) = match rest.rsplit_once('@') {
             Some((login, place)) => (Some(login), place),
@@ -73,7 +72,8 @@ impl BrokerUrl {
         if !matches!(path, "" | "/") {
             return Err(UrlError::Path(path.to_owned()));
         }
-        let (host, port) = split_port(place)?;
+        let usual = if tls { DEFAULT_TLS_PORT } else { DEFAULT_PORT };
+        let (host, port) = split_port(place, usual)?;
         let (username, password) =
             match login.map(|login| login.split_once(':').unwrap_or((login, ""))) {
                 Some((user, password)) => (Some(decode(user)?), Some(decode(password)?)),
@@ -83,6 +83,7 @@ impl BrokerUrl {
         Ok(BrokerUrl {
             host: host.to_owned(),
             port,
+            tls,
             username: given(username),
             password: given(password),
         })
@@ -92,7 +93,8 @@ impl BrokerUrl {
 impl fmt::Display for BrokerUrl {
     /// The address without the login, for the log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "mqtt://{}:{}", self.host, self.port)
+        let scheme = if self.tls { "mqtts" } else { "mqtt" };
+        write!(f, "{scheme}://{}:{}", self.host, self.port)
     }
 }
 
@@ -102,7 +104,7 @@ impl fmt::Debug for BrokerUrl {
     }
 }
 
-fn split_port(place: &str) -> Result<(&str, u16), UrlError> {
+fn split_port(place: &str, usual: u16) -> Result<(&str, u16), UrlError> {
     let (host, port) = match place.strip_prefix('[') {
         Some(_) => {
             let end = place.find(']').ok_or(UrlError::Host)?;
@@ -127,7 +129,7 @@ fn split_port(place: &str) -> Result<(&str, u16), UrlError> {
         return Err(UrlError::Host);
     }
     let port = match port {
-        None => DEFAULT_PORT,
+        None => usual,
         Some(digits) => match digits.parse() {
             Ok(port) if port > 0 => port,
             _ => return Err(UrlError::Port(digits.to_owned())),
@@ -158,7 +160,8 @@ mod tests {
 
     fn url(host: &str, port: u16, username: Option<&str>, password: Option<&str>) -> BrokerUrl {
         let own = |text: Option<&str>| text.map(str::to_owned);
-        BrokerUrl { host: host.to_owned(), port, username: own(username), password: own(password) }
+        let (username, password) = (own(username), own(password));
+        BrokerUrl { host: host.to_owned(), port, tls: false, username, password }
     }
 
     #[test]
@@ -176,14 +179,17 @@ mod tests {
         for (text, want) in table {
             assert_eq!(BrokerUrl::parse(text).unwrap(), want, "{text}");
         }
+        for (text, port) in [("mqtts://host", 8883), ("ssl://host:443", 443)] {
+            let want = BrokerUrl { tls: true, ..url("host", port, None, None) };
+            assert_eq!(BrokerUrl::parse(text).unwrap(), want, "{text}");
+        }
     }
 
     #[test]
     fn addresses_that_cannot() {
         let table = [
             ("localhost:1883", UrlError::NoScheme),
-            ("mqtts://host", UrlError::Tls("mqtts".into())),
-            ("wss://host", UrlError::Tls("wss".into())),
+            ("wss://host", UrlError::Scheme("wss".into())),
             ("ws://host", UrlError::Scheme("ws".into())),
             ("mqtt://", UrlError::Host),
             ("mqtt://:1883", UrlError::Host),
@@ -206,7 +212,7 @@ mod tests {
         assert!(!format!("{url:?} {url}").contains("hunter2"));
         for bad in [
             "mqtt://me:hunter2@host/x",
-            "mqtts://me:hunter2@host",
+            "mqtts://me:hunter2@host/x",
             "mqtt://me:hunter2@ho st",
             "mqtt://a:hunter2%@h",
         ] {

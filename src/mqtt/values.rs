@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 
 use tracing::{error, warn};
 
+use super::client::Purpose;
 use super::door::Door;
 
 impl Door {
     /// A new policy: other profiles, other topics.
     pub(super) fn policy_changed(&mut self) {
+        self.facts.limits = self.facts.policies.limits(&self.facts.limits);
         self.status_dirty = true;
         // The status may be the same; the info is not.
         self.status_last = None;
@@ -24,8 +26,8 @@ impl Door {
         else {
             return;
         };
-        if connection.client.subscribe(&[self.topics.requests()]).is_err() {
-            error!("the MQTT library took no subscription on a new connection; this is a bug");
+        if connection.client.subscribe(&[self.topics.requests()], Purpose::Besides).is_err() {
+            error!("a new connection took no subscription; this is a bug");
         }
     }
 
@@ -38,7 +40,7 @@ impl Door {
                 reason,
                 topics,
                 requests,
-                "the broker does not let promptd listen to all topics of `context_topics`, or to `request/…`; its access \
+                "the broker does not let promptd listen to all topics of `context_topics`, to `request/…`, or to Home Assistant's birth; its access \
                  rules have to allow this user these topics"
             );
         }
@@ -49,16 +51,17 @@ impl Door {
     fn follow_values(&mut self) {
         let wanted = self.facts.policies.current().profiles.context_topics();
         self.facts.policies.readings().follow(&wanted);
+        let wanted: BTreeSet<String> = wanted.into_iter().chain(self.birth()).collect();
         let Some(connection) = self.connection.as_ref().filter(|c| c.subscribed) else { return };
         let new: Vec<String> = wanted.difference(&self.followed).cloned().collect();
         if new.is_empty() {
             return;
         }
-        if connection.client.follow(&new).is_ok() {
+        if connection.client.follow(&new, Purpose::Besides).is_ok() {
             self.followed = wanted.union(&self.followed).cloned().collect::<BTreeSet<_>>();
         } else {
             warn!(
-                "the MQTT library is too busy to listen to new `context_topics`; the next connection does"
+                "the connection is too busy to listen to new `context_topics`; the next connection does"
             );
         }
     }

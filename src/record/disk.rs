@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::{Item, Row, SessionItem, Stage};
+use super::{AccountItem, Item, Row, SessionItem, Stage};
 
 /// A change of one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub(crate) enum Change {
     Prompt(Item),
     /// The row of a conversation is this now.
     Session(SessionItem),
+    /// Somebody has used this much.
+    Account(AccountItem),
     /// There is no such row any more.
     Remove(Row),
 }
@@ -21,7 +23,7 @@ impl Change {
     pub(super) fn stage(&self) -> Option<Stage> {
         match self {
             Change::Prompt(item) => Some(item.stage),
-            Change::Session(_) | Change::Remove(_) => None,
+            Change::Session(_) | Change::Account(_) | Change::Remove(_) => None,
         }
     }
 
@@ -30,6 +32,7 @@ impl Change {
         match self {
             Change::Prompt(item) => 128 + item.data.len(),
             Change::Session(item) => 128 + item.client.len() + item.name.len() + item.data.len(),
+            Change::Account(item) => 128 + item.client.len(),
             Change::Remove(_) => 0,
         }
     }
@@ -42,6 +45,8 @@ pub(crate) struct Contents {
     pub(crate) prompts: Vec<Item>,
     /// Conversations.
     pub(crate) sessions: Vec<SessionItem>,
+    /// What was used of a day.
+    pub(crate) accounts: Vec<AccountItem>,
     /// Rows that were not what had been written.
     pub(crate) lost: usize,
     /// Where a file that could not be read lies now.

@@ -65,6 +65,7 @@ fn apply(rows: &mut Rows, changes: &[Change]) {
             Change::Session(item) => {
                 rows.insert(Row::Session(item.client.clone(), item.name.clone()), change.clone())
             }
+            Change::Account(item) => rows.insert(Row::Account(item.client.clone()), change.clone()),
             Change::Remove(row) => rows.remove(row),
         };
     }
@@ -85,6 +86,7 @@ impl Disk for Faulty {
             match change {
                 Change::Prompt(item) => contents.prompts.push(item.clone()),
                 Change::Session(item) => contents.sessions.push(item.clone()),
+                Change::Account(item) => contents.accounts.push(item.clone()),
                 Change::Remove(_) => {}
             }
         }

@@ -5,6 +5,7 @@
 //! writes what has changed, all in one transaction, and says up to where everything is safe. A disk that fails stops
 //! nobody: what is not safe is not promised, and the thread tries again until it is.
 
+mod accounts;
 mod disk;
 #[cfg(test)]
 mod faulty;
@@ -65,8 +66,10 @@ pub struct Item {
     pub key: [u8; 32],
     /// The seed of its answer.
     pub seed: u64,
-    /// How often an engine began with it.
+    /// How many services began with it and did not hand it back.
     pub starts: u32,
+    /// How many engines died while they ran it, when the last one began with it.
+    pub deaths: u32,
     /// How many services took it up.
     pub attempts: u32,
     /// When it came into this stage, in milliseconds since 1970.
@@ -78,6 +81,13 @@ pub struct Item {
 }
 
 impl Item {
+    /// An engine begins with it, the first of this service or a further one; so many died while they ran it. If the service
+    /// ends before the prompt does, it stands there as one more that ended.
+    pub(crate) fn begins(&mut self, first: bool, deaths: u32) {
+        self.starts = self.starts.saturating_add(first.into());
+        self.deaths = deaths;
+    }
+
     /// How much is left of its time, by a wall clock that may have been set meanwhile: never more than there was.
     pub fn left(&self, now_ms: u64) -> Option<Duration> {
         (self.until > 0).then(|| {
@@ -100,6 +110,17 @@ pub(crate) struct SessionItem {
     pub(crate) data: Bytes,
 }
 
+/// What somebody has used of the day that began with the first token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AccountItem {
+    /// Who.
+    pub(crate) client: String,
+    /// When the day began, in milliseconds since 1970.
+    pub(crate) began: u64,
+    /// Tokens.
+    pub(crate) tokens: u64,
+}
+
 /// Which row.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Row {
@@ -107,6 +128,8 @@ pub(crate) enum Row {
     Prompt(u64),
     /// The conversation of a client by this name.
     Session(String, String),
+    /// What this client has used.
+    Account(String),
 }
 
 /// How things are with the record.
@@ -169,6 +192,7 @@ struct Inner {
     /// Doors that want to be told what is found later.
     callers: Vec<(Door, mpsc::Sender<Vec<Item>>)>,
     sessions: Vec<SessionItem>,
+    accounts: Vec<AccountItem>,
     /// The disk could be read since the service began.
     opened: bool,
     closing: bool,
@@ -334,7 +358,7 @@ impl Shared {
     /// What lay on the disk when it could be read at last.
     fn found(&self, contents: Contents) {
         self.harmed(&contents);
-        let Contents { prompts, sessions, .. } = contents;
+        let Contents { prompts, sessions, accounts, .. } = contents;
         if let Some(last) = prompts.last() {
             self.next.fetch_max(last.number + 1, Ordering::Relaxed);
         }
@@ -345,10 +369,13 @@ impl Shared {
         let session =
             |item: &SessionItem| (Row::Session(item.client.clone(), item.name.clone()), None);
         inner.on_disk.extend(sessions.iter().map(session));
+        let account = |item: &AccountItem| (Row::Account(item.client.clone()), None);
+        inner.on_disk.extend(accounts.iter().map(account));
         for item in prompts {
             inner.found.entry(item.door).or_default().push(item);
         }
         inner.sessions.extend(sessions);
+        inner.accounts.extend(accounts);
         for (door, tell) in std::mem::take(&mut inner.callers) {
             if let Some(items) = inner.found.remove(&door) {
                 // A door that is gone takes them up at the next start.
@@ -369,12 +396,12 @@ impl Shared {
 
     /// Reports what could not be read.
     fn harmed(&self, contents: &Contents) {
-        let Contents { prompts, sessions, lost, set_aside } = contents;
+        let Contents { prompts, sessions, accounts, lost, set_aside } = contents;
         let lost = *lost;
         if let Some(path) = &set_aside {
             tracing::error!(
                 path = %path.display(),
-                rows = prompts.len() + sessions.len(),
+                rows = prompts.len() + sessions.len() + accounts.len(),
                 "the record was damaged: it was set aside under this name, what could be read of it goes on in a new one"
             );
         }

@@ -29,6 +29,7 @@ fn item(number: u64, stage: Stage, data: &str) -> Item {
         key: [7; 32],
         seed: u64::MAX - number,
         starts: 1,
+        deaths: 3,
         attempts: 2,
         begun: 1000,
         until: 5000,
@@ -186,6 +187,75 @@ proptest! {
     }
 }
 
+/// A transaction: which rows become what, and whether it is made safe.
+type Transaction = (Vec<(u64, Option<u8>)>, bool);
+
+fn transactions() -> impl Strategy<Value = Vec<Transaction>> {
+    let change = (0..8_u64, proptest::option::weighted(0.7, any::<u8>()));
+    let transaction = (proptest::collection::vec(change, 0..4), any::<bool>());
+    proptest::collection::vec(transaction, 1..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The log cut off at any byte behind what was made safe, with or without other bytes in place of the rest: the file
+    /// opens, and holds what one of the transactions left, the last safe one or a later one.
+    #[test]
+    fn a_log_cut_anywhere_opens_as_it_was_after_some_transaction(
+        transactions in transactions(),
+        cut in 0..10_000_usize,
+        garbage in proptest::option::of(any::<u8>()),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("record.db-wal");
+        let mut disk = Sqlite::new(folder.path());
+        disk.open().unwrap();
+        let mut rows: BTreeMap<u64, Item> = BTreeMap::new();
+        let (mut states, mut safe) = (vec![rows.clone()], (std::fs::metadata(&log).unwrap().len(), 0));
+        for (changes, is_safe) in transactions {
+            let changes: Vec<Change> = changes
+                .into_iter()
+                .map(|(number, data)| {
+                    let Some(data) = data else {
+                        rows.remove(&number);
+                        return Change::Remove(Row::Prompt(number));
+                    };
+                    let long = data.to_string().repeat(usize::from(data));
+                    let item = item(number, Stage::Accepted, &long);
+                    rows.insert(number, item.clone());
+                    Change::Prompt(item)
+                })
+                .collect();
+            disk.write(&changes, is_safe).unwrap();
+            states.push(rows.clone());
+            if is_safe {
+                safe = (std::fs::metadata(&log).unwrap().len(), states.len() - 1);
+            }
+        }
+        // As a crash leaves it: the file is still open.
+        let mut bytes = std::fs::read(&log).unwrap();
+        let first = usize::try_from(safe.0).unwrap();
+        let at = first + cut % (bytes.len() - first + 1);
+        match garbage {
+            Some(byte) => bytes[at..].fill(byte),
+            None => bytes.truncate(at),
+        }
+        let copy = tempfile::tempdir().unwrap();
+        std::fs::copy(folder.path().join("record.db"), copy.path().join("record.db")).unwrap();
+        std::fs::write(copy.path().join("record.db-wal"), bytes).unwrap();
+        let contents = reopened(copy.path());
+        prop_assert_eq!((contents.lost, &contents.set_aside), (0, &None));
+        let found: BTreeMap<u64, Item> =
+            contents.prompts.into_iter().map(|item| (item.number, item)).collect();
+        prop_assert!(
+            states[safe.1..].contains(&found),
+            "{found:?} is none of {:?}",
+            &states[safe.1..]
+        );
+    }
+}
+
 fn reopened(dir: &Path) -> Contents {
     Sqlite::new(dir).open().unwrap()
 }
@@ -237,6 +307,27 @@ fn rows_survive_a_file() {
     let again = reopened(dir.path());
     assert_eq!((again.prompts.len(), again.sessions.len()), (19, 0));
     assert_eq!((again.prompts[0].stage, again.prompts[0].door), (Stage::Delivered, Door::Socket));
+}
+
+#[test]
+fn a_file_of_the_first_version_is_read_and_brought_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("record.db");
+    let old = Item { deaths: 0, ..item(1, Stage::Accepted, "old") };
+    let mut disk = Sqlite::new(dir.path());
+    disk.open().unwrap();
+    disk.write(&[Change::Prompt(old.clone())], true).unwrap();
+    drop(disk);
+    {
+        let plain = sqlite::plain(&path);
+        plain.execute_batch("ALTER TABLE prompts DROP COLUMN deaths; DROP TABLE accounts").unwrap();
+        plain.pragma_update(None, "user_version", 1).unwrap();
+    }
+    let mut disk = Sqlite::new(dir.path());
+    assert_eq!(disk.open().unwrap().prompts, std::slice::from_ref(&old));
+    disk.write(&[Change::Prompt(item(2, Stage::Accepted, "new"))], true).unwrap();
+    drop(disk);
+    assert_eq!(reopened(dir.path()).prompts, [old, item(2, Stage::Accepted, "new")]);
 }
 
 #[test]

@@ -17,7 +17,10 @@ pub enum Event {
         eta: Duration,
     },
     /// An engine was given it. Comes again when another has to begin with it.
-    Started,
+    Started {
+        /// Engines that died while they ran it, before this one.
+        deaths: u32,
+    },
     /// The model reads the prompt: `done` of `total` tokens are in its KV cache.
     Prefill {
         /// Tokens read so far.
@@ -89,6 +92,8 @@ pub struct Usage {
     pub cached: u32,
     /// Tokens of the answer, a final end-of-sequence token included.
     pub completion: u32,
+    /// How many tokens of the answer the model no longer saw at its end, because the context slid on over them.
+    pub forgotten: u32,
 }
 
 /// Where the time of one prompt went.

@@ -5,6 +5,7 @@
 
 mod event;
 mod logprob;
+mod origin;
 mod refusal;
 mod tools;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use event::{Event, Finish, FinishReason, Timings, Usage};
 pub use logprob::{Candidate, TokenLogprob};
+pub use origin::{Door, Origin};
 pub use refusal::{Code, Refusal};
 pub use tools::{CallStyle, Tool, ToolCall, ToolChoice, Tools};
 
@@ -38,6 +40,10 @@ pub struct Request {
     pub max_tokens: Option<u32>,
     /// The answer ends before the first of these strings, which is not part of it.
     pub stop: Vec<String>,
+    /// The answer ends with the first of these tokens, as with the model's own end; it is no part of the text.
+    pub stop_token_ids: Vec<u32>,
+    /// What becomes of an answer for which the context has no room.
+    pub context_overflow: ContextOverflow,
     /// What form the answer must have.
     pub constraint: Constraint,
     /// The log probability of each token of the answer is wanted, and those of this many alternatives. `None`: nothing
@@ -45,6 +51,16 @@ pub struct Request {
     pub logprobs: Option<u8>,
     /// Functions that the answer may call instead of saying something.
     pub tools: Option<Tools>,
+}
+
+/// What becomes of an answer that comes to the end of the context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContextOverflow {
+    /// It ends there.
+    #[default]
+    Stop,
+    /// The model goes on without the older half of the answer, which it no longer sees; [`Usage::forgotten`] counts.
+    Slide,
 }
 
 /// The text of a prompt, in the three forms clients send it.
@@ -167,6 +183,31 @@ pub enum Constraint {
     Lark(String),
 }
 
+/// A name for somebody or something in the engine, which is told no other: what one key's prompts left in the KV cache is
+/// never used for another's, so that neither the count of cached tokens nor the time tells what others asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CacheKey(pub u64);
+
+/// Which rows of the KV cache a prompt may start behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reuse {
+    /// Those that prompts of this key left.
+    pub own: CacheKey,
+    /// Those that are pinned for the profile that the prompt names.
+    pub profile: Option<CacheKey>,
+}
+
+/// The system message of a profile, whose beginning is kept in the KV cache for all its prompts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pinned {
+    /// The profile.
+    pub key: CacheKey,
+    /// Its system message.
+    pub system: String,
+    /// Whether each prompt has more lines behind it (values of topics).
+    pub goes_on: bool,
+}
+
 /// Who asks, as far as the door knows: prompts of one identity share a place in the queue's fairness.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Identity(pub String);
@@ -209,15 +250,21 @@ pub struct Submission {
     pub quota: Quota,
     /// The conversation that the prompt continues, by the asker's name for it.
     pub session: Option<String>,
+    /// The profile that the prompt names.
+    pub profile: Option<String>,
     /// The number under which it outlasts the service. `None`: it does not.
     pub recorded: Option<u64>,
     /// It was accepted before, by a service that is gone. `None`: it is new.
     pub again: Option<Again>,
+    /// Where it came from, for counters and the log.
+    pub origin: Origin,
 }
 
 /// What is known of a prompt that an earlier service had accepted. It is not refused for want of room: that was decided.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Again {
-    /// Engines and services that ended while they ran it.
+    /// Engines that died while they ran it.
     pub deaths: u32,
+    /// Services that ended, and not as they should, while they ran it.
+    pub ends: u32,
 }

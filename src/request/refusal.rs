@@ -100,6 +100,8 @@ pub enum Code {
     ModelLoading,
     /// The model cannot be loaded, or the engine died of this prompt twice.
     ModelFailed,
+    /// Another request came under the same idempotency key.
+    IdempotencyKeyReused,
     /// A field or value promptd knows and does not do.
     Unsupported,
     /// A fault of promptd's own.
@@ -107,6 +109,26 @@ pub enum Code {
 }
 
 impl Code {
+    /// All of them.
+    pub const ALL: [Code; 16] = [
+        Code::BadRequest,
+        Code::Unauthorized,
+        Code::Forbidden,
+        Code::NotFound,
+        Code::PayloadTooLarge,
+        Code::ContextLengthExceeded,
+        Code::RateLimited,
+        Code::Busy,
+        Code::WouldMissDeadline,
+        Code::Timeout,
+        Code::Cancelled,
+        Code::ModelLoading,
+        Code::ModelFailed,
+        Code::IdempotencyKeyReused,
+        Code::Unsupported,
+        Code::Internal,
+    ];
+
     /// The code as it stands in JSON.
     pub fn as_str(self) -> &'static str {
         self.names().0
@@ -132,6 +154,8 @@ impl Code {
             Code::Cancelled => ("cancelled", 499),
             Code::ModelLoading => ("model_loading", 503),
             Code::ModelFailed => ("model_failed", 503),
+            // The status of draft-ietf-httpapi-idempotency-key-header.
+            Code::IdempotencyKeyReused => ("idempotency_key_reused", 422),
             Code::Unsupported => ("unsupported", 501),
             Code::Internal => ("internal", 500),
         }

@@ -14,6 +14,7 @@ use crate::engine::client::{EngineEvent, EnginePort};
 use crate::engine::frames::ToEngine;
 use crate::record::Health;
 use crate::request::{Event, PromptId, Refusal};
+use crate::traffic::{Passage, Traffic};
 
 /// How long the engine has to end after the last prompt. The supervisor kills it after two seconds, so this only
 /// guards against a supervisor that is stuck itself.
@@ -30,15 +31,24 @@ pub(super) struct Actor {
     /// How things are with the record, where there is one.
     record: Option<watch::Receiver<Health>>,
     /// Who waits for the outcome of a check, by its number. Bounded by the core: one for each check it remembers.
-    askers: HashMap<u64, oneshot::Sender<Result<Ticket, Refusal>>>,
+    askers: HashMap<u64, (Passage, oneshot::Sender<Result<Ticket, Refusal>>)>,
     /// Where events go, by prompt. One for each prompt the core remembers.
-    outlets: HashMap<PromptId, Outlet>,
+    outlets: HashMap<PromptId, (Passage, Outlet)>,
+    traffic: Traffic,
     /// The way to the engine that is there.
     engine: Option<mpsc::Sender<ToEngine>>,
     /// What the engine has no room for yet. Waiting for room here would make everybody wait for the engine.
     /// Bounded, because the engine reads in order: all the prompts that stand in it have their checks in front,
     /// and the core has no more checks and prompts under way than the queue's limit and the slots allow.
     outbox: VecDeque<ToEngine>,
+}
+
+/// The task's ends of the channels to others.
+#[derive(Debug)]
+pub(super) struct Ends {
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) port: EnginePort,
+    pub(super) status: watch::Sender<Status>,
 }
 
 /// What woke the task.
@@ -54,11 +64,11 @@ enum Woken {
 impl Actor {
     pub(super) fn new(
         core: Core,
-        commands: mpsc::Receiver<Command>,
-        port: EnginePort,
-        status: watch::Sender<Status>,
+        ends: Ends,
         record: Option<watch::Receiver<Health>>,
+        traffic: Traffic,
     ) -> Self {
+        let Ends { commands, port, status } = ends;
         Actor {
             core,
             commands,
@@ -68,6 +78,7 @@ impl Actor {
             record,
             askers: HashMap::new(),
             outlets: HashMap::new(),
+            traffic,
             engine: None,
             outbox: VecDeque::new(),
         }
@@ -106,6 +117,7 @@ impl Actor {
                 Woken::Deadline => self.core.tick(now),
             }
             self.act();
+            self.traffic.sum_up(now);
         }
         self.end_engine().await;
     }
@@ -114,7 +126,9 @@ impl Actor {
         let deadline = self.core.next_deadline().map(Instant::from_std);
         let sending = self.engine.as_ref().filter(|_| !self.outbox.is_empty());
         tokio::select! {
-            command = self.commands.recv(), if commanded => Woken::Command(command),
+            // The engine first: a slot that is free must not stay so behind a thousand refusals. Commands last: there may be
+            // more of them than can be done, which is not so of anything else.
+            biased;
             event = self.port.events.recv(), if supervised => Woken::Engine(event),
             ids = self.returns.taken() => Woken::Returned(ids),
             room = reserve(sending), if sending.is_some() => {
@@ -127,6 +141,7 @@ impl Actor {
             }
             true = changed(self.record.as_mut()), if self.record.is_some() => Woken::Recorded,
             () = sleep_until(deadline), if deadline.is_some() => Woken::Deadline,
+            command = self.commands.recv(), if commanded => Woken::Command(command),
         }
     }
 
@@ -141,10 +156,14 @@ impl Actor {
     fn command(&mut self, command: Command, now: std::time::Instant) {
         match command {
             Command::Submit { submission, reply } => {
+                let passage = self.traffic.begin(&submission);
                 let check = self.core.submit(*submission, now);
-                self.askers.insert(check, reply);
+                self.askers.insert(check, (passage, reply));
             }
             Command::Cancel { id } => self.core.cancel(id, now),
+            Command::Pulse { reply } => {
+                let _ = reply.send(self.port.overdue(Instant::from_std(now)));
+            }
             Command::CancelAll => self.core.cancel_all(now),
             Command::Drain => self.core.drain(),
             Command::EndSession { client, name, reply } => {
@@ -161,6 +180,7 @@ impl Actor {
                 self.act();
                 let _ = reply.send(unloaded);
             }
+            Command::Sense(reading) => self.core.sense(&reading, now),
             Command::ConfigurationIsWrong { message } => self.core.configuration_is_wrong(message),
             Command::Configure { config, load, retry } => {
                 self.core.configure(config, load, retry, now);
@@ -172,11 +192,6 @@ impl Actor {
         for action in self.core.take_actions() {
             match action {
                 Action::Send(message) => {
-                    if let ToEngine::Start { id, .. } = &message
-                        && let Some(outlet) = self.outlets.get(id)
-                    {
-                        outlet.deliver(Event::Started);
-                    }
                     self.send(message);
                 }
                 Action::Engine(Order::Load) => self.port.load(),
@@ -185,31 +200,40 @@ impl Actor {
                 Action::Accept { check, id, seed, checked, session } => {
                     let (outlet, ticket) = ticket::accept(id, seed, checked, &self.returns);
                     let ticket = ticket.in_session(session);
-                    self.outlets.insert(id, outlet);
+                    // The core decides about each check once, so the asker is there.
+                    let Some((mut passage, asker)) = self.askers.remove(&check) else { continue };
+                    passage.accepted(id);
+                    self.outlets.insert(id, (passage, outlet));
                     // Where the asker has gone, the ticket is dropped here, and its drop cancels the prompt.
-                    let _ = self.askers.remove(&check).map(|asker| asker.send(Ok(ticket)));
+                    let _ = asker.send(Ok(ticket));
                 }
                 Action::Refuse { check, refusal } => {
-                    let _ = self.askers.remove(&check).map(|asker| asker.send(Err(refusal)));
+                    let Some((passage, asker)) = self.askers.remove(&check) else { continue };
+                    passage.refused(&refusal);
+                    let _ = asker.send(Err(refusal));
                 }
-                Action::Deliver { id, event } => {
-                    if event.is_final() {
-                        self.outlets
-                            .remove(&id)
-                            .iter()
-                            .for_each(|outlet| outlet.deliver(event.clone()));
-                    } else if let Some(outlet) = self.outlets.get(&id) {
-                        outlet.deliver(event);
-                    }
-                }
+                Action::Deliver { id, event } => self.deliver(id, event),
             }
         }
+        self.traffic.present(self.core.gauges());
         let status = self.core.status();
         self.status.send_if_modified(|old| {
             let changed = *old != status;
             *old = status;
             changed
         });
+    }
+
+    fn deliver(&mut self, id: PromptId, event: Event) {
+        if event.is_final() {
+            if let Some((passage, outlet)) = self.outlets.remove(&id) {
+                passage.end(&event);
+                outlet.deliver(event);
+            }
+        } else if let Some((passage, outlet)) = self.outlets.get_mut(&id) {
+            passage.event(&event);
+            outlet.deliver(event);
+        }
     }
 
     fn send(&mut self, message: ToEngine) {

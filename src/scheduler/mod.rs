@@ -3,7 +3,10 @@
 
 mod actor;
 mod core;
+mod named;
 mod queue;
+#[cfg(test)]
+mod queue_properties;
 mod quotas;
 mod rates;
 #[doc(hidden)]
@@ -12,17 +15,21 @@ mod status;
 mod ticket;
 mod weight;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::board::Reading;
 use crate::engine::client::EnginePort;
 use crate::record::{KeptSessions, Record};
 use crate::request::{Code, Identity, PromptId, Refusal, Submission};
 use crate::session::{self, InMemory, Sessions};
+use crate::traffic::Traffic;
 
-pub use status::{Counters, Place, State, Status};
+pub use named::Name;
+pub use status::{BoardState, Counters, Place, State, Status};
 pub use ticket::{InSession, Ticket};
 
 // What the status holds; the rooms above need not know the engine for it.
@@ -51,6 +58,39 @@ pub struct Config {
     pub keep_loaded: Option<Duration>,
     /// Conversations that are kept.
     pub sessions: session::Limits,
+    /// System messages whose tokens stay in the model's cache.
+    pub pinned: Vec<PinnedProfile>,
+    /// When memory is too short for new prompts.
+    pub memory: MemoryLimits,
+    /// What is loaded instead where the model does not come up.
+    pub fallback: Option<Box<LoadRequest>>,
+}
+
+/// A profile whose system message is kept in the model's cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinnedProfile {
+    /// Its name.
+    pub profile: String,
+    /// Its system message.
+    pub system: String,
+    /// Whether each prompt has more lines behind the message.
+    pub goes_on: bool,
+}
+
+/// When memory is too short for new prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryLimits {
+    /// The share of time, in percent, that all programs may have waited for memory. `None`: that is not looked at.
+    pub pressure_percent: Option<u8>,
+    /// The least bytes that programs can still have. 0: that is not looked at.
+    pub floor: u64,
+}
+
+impl Default for MemoryLimits {
+    /// A board on which all programs stand still for two fifths of the time, or that has 32 MiB left, is about to kill one.
+    fn default() -> Self {
+        MemoryLimits { pressure_percent: Some(40), floor: 32 << 20 }
+    }
 }
 
 impl Default for Config {
@@ -60,6 +100,9 @@ impl Default for Config {
             max_wait: DEFAULT_MAX_WAIT,
             keep_loaded: None,
             sessions: session::Limits::default(),
+            pinned: Vec::new(),
+            memory: MemoryLimits::default(),
+            fallback: None,
         }
     }
 }
@@ -69,6 +112,8 @@ impl Default for Config {
 pub struct Scheduler {
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<Status>,
+    named: Arc<named::Named>,
+    traffic: Traffic,
 }
 
 /// What the handle asks of the scheduler's task.
@@ -82,7 +127,20 @@ pub(crate) enum Command {
     Load { reply: oneshot::Sender<()> },
     Unload { reply: oneshot::Sender<Result<(), Refusal>> },
     ConfigurationIsWrong { message: String },
+    Sense(Box<Reading>),
     Configure { config: Config, load: Option<Box<LoadRequest>>, retry: bool },
+    Pulse { reply: oneshot::Sender<Option<Duration>> },
+}
+
+/// What a sign of life says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pulse {
+    /// The scheduler works, and the engine computes, has nothing to do, or is being replaced within its time.
+    Alive,
+    /// The engine, or whoever looks after it, is late by so much.
+    EngineOverdue(Duration),
+    /// There is no scheduler any more.
+    Gone,
 }
 
 impl Scheduler {
@@ -92,7 +150,8 @@ impl Scheduler {
         Self::with_record(config, port, None)
     }
 
-    /// The same, with conversations that last in this record.
+    /// The same, with conversations and named prompts that last in this record. What an earlier start has left of them is
+    /// taken up.
     pub fn with_record(
         config: Config,
         port: EnginePort,
@@ -103,12 +162,18 @@ impl Scheduler {
             None => Box::new(InMemory),
         };
         let sessions = Sessions::new(store, std::time::Instant::now());
-        let core = core::Core::new(config, sessions, Box::new(draw_seed));
+        let quotas = quotas::Quotas::kept(record.cloned());
+        let core = core::Core::new(config, (sessions, quotas), Box::new(draw_seed));
         let health = record.map(Record::health);
         let (commands, incoming) = mpsc::channel(COMMANDS);
         let (status, watched) = watch::channel(core.status());
-        let task = tokio::spawn(actor::Actor::new(core, incoming, port, status, health).run());
-        (Scheduler { commands, status: watched }, task)
+        let traffic = Traffic::default();
+        let ends = actor::Ends { commands: incoming, port, status };
+        let task = tokio::spawn(actor::Actor::new(core, ends, health, traffic.clone()).run());
+        let named = Arc::new(named::Named::new(record.cloned()));
+        let scheduler = Scheduler { commands, status: watched, named, traffic };
+        named::restore(&scheduler);
+        (scheduler, task)
     }
 
     /// Hands a prompt in. It is checked completely (template, tokens, context, schema) before it is accepted; what is
@@ -185,9 +250,30 @@ impl Scheduler {
         let _ = self.commands.send(Command::Configure { config, load, retry }).await;
     }
 
+    /// Goes through the scheduler's task and back: an answer shows that it works.
+    pub async fn pulse(&self) -> Pulse {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Pulse { reply }).await;
+        match answer.await {
+            Ok(None) => Pulse::Alive,
+            Ok(Some(late)) => Pulse::EngineOverdue(late),
+            Err(_) => Pulse::Gone,
+        }
+    }
+
+    /// Tells what the board says.
+    pub async fn sense(&self, reading: Reading) {
+        let _ = self.commands.send(Command::Sense(Box::new(reading))).await;
+    }
+
     /// Lets the status say that the configuration could not be read again, until it can.
     pub async fn configuration_is_wrong(&self, message: String) {
         let _ = self.commands.send(Command::ConfigurationIsWrong { message }).await;
+    }
+
+    /// What is counted and logged of requests. Those that are handed in are; a door adds what it refuses by itself.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// The state of the engine, the queue and the counters; changes as they change.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use crate::record::Record;
 use crate::request::{Code, Identity, Quota, Refusal};
 
 /// Identities that are counted at once. Names on MQTT cost nothing to invent: beyond this number those who are new share
@@ -16,6 +17,8 @@ const DAY: Duration = Duration::from_hours(24);
 #[derive(Debug, Default)]
 pub(super) struct Quotas {
     accounts: HashMap<Identity, Account>,
+    /// Where days outlast the service.
+    record: Option<Record>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +32,39 @@ struct Account {
 }
 
 impl Quotas {
+    /// Accounts whose days outlast the service.
+    pub(super) fn kept(record: Option<Record>) -> Self {
+        Quotas { accounts: HashMap::new(), record }
+    }
+
+    /// Takes up what an earlier start has left. It may come late, where the disk could not be read at first; what was used
+    /// meanwhile was used besides.
+    fn restore(&mut self, now: Instant) {
+        let left = self.record.as_ref().map(Record::take_accounts).unwrap_or_default();
+        for (client, age, tokens) in left {
+            if age >= DAY || self.accounts.len() >= MAX_ACCOUNTS {
+                self.forget(&client);
+                continue;
+            }
+            // A system that has not run for so long has no time of its own that long ago.
+            let day = now.checked_sub(age).unwrap_or(now);
+            let account = self.accounts.entry(Identity(client)).or_insert(Account {
+                prompts: f64::MAX,
+                at: now,
+                day,
+                tokens: 0,
+            });
+            account.day = account.day.min(day);
+            account.tokens = account.tokens.saturating_add(tokens);
+        }
+    }
+
+    fn forget(&self, client: &str) {
+        if let Some(record) = &self.record {
+            record.forget_account(client);
+        }
+    }
+
     /// Lets a prompt in and counts it, or says why not and when. `in_work` are those of the same identity that wait or run.
     pub(super) fn enter(
         &mut self,
@@ -82,18 +118,31 @@ impl Quotas {
         if quota.tokens_per_day.is_some() {
             let account = self.account(identity, quota, now);
             account.tokens = account.tokens.saturating_add(tokens);
+            let (age, tokens) = (now.saturating_duration_since(account.day), account.tokens);
+            let shared = !self.accounts.contains_key(identity);
+            let client = if shared { "" } else { identity.0.as_str() };
+            if let Some(record) = self.record.as_ref().filter(|_| tokens > 0) {
+                record.keep_account(client, age, tokens);
+            }
         }
     }
 
     fn account(&mut self, identity: &Identity, quota: &Quota, now: Instant) -> &mut Account {
+        self.restore(now);
         let prompts = f64::from(quota.per_minute.unwrap_or(0));
         let fresh = Account { prompts, at: now, day: now, tokens: 0 };
         let over = |account: &Account| now.saturating_duration_since(account.day) >= DAY;
         if self.accounts.len() >= MAX_ACCOUNTS && !self.accounts.contains_key(identity) {
             // Who has not asked for a minute and used nothing today is as good as new.
             let busy = |a: &Account| now.saturating_duration_since(a.at) < MINUTE;
-            self.accounts
-                .retain(|_, account| busy(account) || (account.tokens > 0 && !over(account)));
+            let record = self.record.as_ref();
+            self.accounts.retain(|client, account| {
+                let stays = busy(account) || (account.tokens > 0 && !over(account));
+                if let Some(record) = record.filter(|_| !stays && account.tokens > 0) {
+                    record.forget_account(&client.0);
+                }
+                stays
+            });
         }
         let full = self.accounts.len() >= MAX_ACCOUNTS && !self.accounts.contains_key(identity);
         let name = if full { Identity(String::new()) } else { identity.clone() };
@@ -154,6 +203,32 @@ mod tests {
         assert_eq!(refusal.retry_after, Some(23 * 60 * MINUTE));
         assert_eq!((refusal.limit, refusal.have), (Some(100), Some(139)));
         quotas.enter(&who("a"), &quota, 0, now + DAY).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_restart_gives_nobody_a_new_day() {
+        let (folder, now) = (tempfile::tempdir().unwrap(), Instant::now());
+        let open = || Record::open(folder.path(), crate::record::Pace::default()).unwrap();
+        let quota = Quota { tokens_per_day: Some(100), ..Quota::default() };
+        let (record, keeper) = open();
+        let mut quotas = Quotas::kept(Some(record));
+        quotas.enter(&who("a"), &quota, 0, now).unwrap();
+        quotas.spend(&who("a"), &quota, 60, now);
+        quotas.spend(&who("a"), &quota, 60, now + MINUTE);
+        quotas.spend(&who("b"), &quota, 99, now + MINUTE);
+        assert!(keeper.close(60 * SECOND).await);
+
+        let (record, keeper) = open();
+        let mut quotas = Quotas::kept(Some(record));
+        let refusal = quotas.enter(&who("a"), &quota, 0, now).unwrap_err();
+        assert_eq!((refusal.code, refusal.have), (Code::RateLimited, Some(120)));
+        assert!(refusal.retry_after.unwrap() + 10 * MINUTE > DAY, "{refusal:?}");
+        quotas.enter(&who("b"), &quota, 0, now).unwrap();
+        quotas.spend(&who("b"), &quota, 1, now);
+        assert!(quotas.enter(&who("b"), &quota, 0, now).is_err());
+        // Their day ends all the same.
+        quotas.enter(&who("a"), &quota, 0, now + DAY + MINUTE).unwrap();
+        assert!(keeper.close(60 * SECOND).await);
     }
 
     #[test]

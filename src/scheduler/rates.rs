@@ -46,6 +46,8 @@ pub(super) struct Rates {
     write: f64,
     /// Tokens of an answer.
     answer: f64,
+    /// How much slower than unhindered the board is at present, less one.
+    hindrance: f64,
 }
 
 impl Rates {
@@ -67,6 +69,27 @@ impl Rates {
             self.write += weight * (decode.as_secs_f64() / steps - self.write);
         }
         self.measured = self.measured.saturating_add(1);
+    }
+
+    /// The board is this much slower than unhindered (1: it is not). Returns whether that changes what is expected. What was
+    /// measured is scaled at once, because the next answer that would teach it may be minutes away.
+    pub(super) fn slowed(&mut self, factor: f64) -> bool {
+        let ratio = factor / (1.0 + self.hindrance);
+        // Clocks go up and down a little all the time.
+        if (ratio - 1.0).abs() < 0.1 {
+            return false;
+        }
+        self.hindrance = factor - 1.0;
+        for seconds in [&mut self.service, &mut self.read, &mut self.write] {
+            *seconds *= ratio;
+        }
+        self.measured > 0
+    }
+
+    /// Tokens a second, read and written by one prompt; 0 where nothing was measured.
+    pub(super) fn per_second(&self) -> (f64, f64) {
+        let inverse = |seconds: f64| if seconds > 0.0 { 1.0 / seconds } else { 0.0 };
+        (inverse(self.read), inverse(self.write))
     }
 
     /// How long a prompt of this size keeps its slot, if its answer is as long as answers are.
@@ -152,7 +175,7 @@ mod tests {
             prefill: Duration::from_millis(prefill_ms),
             decode: Duration::from_millis(decode_ms),
         };
-        let usage = Usage { prompt, cached: 0, completion };
+        let usage = Usage { prompt, cached: 0, completion, forgotten: 0 };
         Finish { reason: FinishReason::Stop, usage, timings, seed: 0 }
     }
 
@@ -183,6 +206,21 @@ mod tests {
         (0..6).for_each(|_| rates.learn(&finish(100, 4000, 11, 4000)));
         let told = rates.service_of(Size { prompt: 100, answer: 500 });
         assert!(told > Duration::from_secs(6), "{told:?} after six prompts of 8 s");
+    }
+
+    #[test]
+    fn a_board_that_is_held_back_is_expected_to_be_slower_at_once() {
+        let mut rates = Rates::default();
+        for _ in 0..10 {
+            rates.learn(&finish(100, 1000, 11, 1000));
+        }
+        let told = |rates: &Rates| rates.service_of(Size { prompt: 100, answer: 500 }).as_millis();
+        assert!(!rates.slowed(1.05), "that is nothing");
+        assert!(rates.slowed(3.0));
+        assert!(told(&rates).abs_diff(6000) <= 2, "{}", told(&rates));
+        assert!(!rates.slowed(3.0));
+        assert!(rates.slowed(1.0));
+        assert!(told(&rates).abs_diff(2000) <= 2, "{}", told(&rates));
     }
 
     #[test]

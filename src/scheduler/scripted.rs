@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::named::Named;
 use super::ticket::{self, Outlet, Returns, Ticket};
 use super::{Command, Scheduler, Status};
 use crate::engine::frames::CheckedPrompt;
@@ -14,7 +15,11 @@ pub fn scripted(status: Status) -> (Scheduler, Script) {
     // Room for more commands than any test leaves unread.
     let (commands, read) = mpsc::channel(64);
     let (tell, status) = watch::channel(status);
-    (Scheduler { commands, status }, Script { commands: read, status: tell, next: 1 })
+    let traffic = crate::traffic::Traffic::default();
+    (
+        Scheduler { commands, status, named: Arc::new(Named::new(None)), traffic },
+        Script { commands: read, status: tell, next: 1 },
+    )
 }
 
 /// What stands behind a scripted handle.
@@ -42,8 +47,12 @@ pub enum Call {
     Load(oneshot::Sender<()>),
     /// The model is wanted out of memory.
     Unload(oneshot::Sender<Result<(), Refusal>>),
+    /// The board was looked at.
+    Sense(Box<crate::board::Reading>),
     /// The operator wrote something that cannot be read.
     ConfigurationIsWrong(String),
+    /// A sign of life is wanted; the answer is how late the engine is.
+    Pulse(oneshot::Sender<Option<std::time::Duration>>),
     /// The operator changed something.
     Configure(super::Config),
 }
@@ -63,8 +72,10 @@ impl Script {
             Command::EndSession { client, name, reply } => Call::EndSession(client, name, reply),
             Command::Load { reply } => Call::Load(reply),
             Command::Unload { reply } => Call::Unload(reply),
+            Command::Sense(reading) => Call::Sense(reading),
             Command::ConfigurationIsWrong { message } => Call::ConfigurationIsWrong(message),
             Command::Configure { config, .. } => Call::Configure(config),
+            Command::Pulse { reply } => Call::Pulse(reply),
         })
     }
 

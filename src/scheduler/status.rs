@@ -29,8 +29,12 @@ pub struct Status {
     pub running: usize,
     /// What is wrong with the configuration that was to be read again; the one before holds.
     pub configuration_error: Option<String>,
+    /// Why the model is another than the configured one: that one did not come up.
+    pub went_back: Option<String>,
     /// How things are with the record; `None`: nothing is recorded.
     pub record: Option<Health>,
+    /// What the board says.
+    pub board: BoardState,
     /// The engine's process id, while there is one.
     pub engine_pid: Option<u32>,
     /// Counters since the service began.
@@ -51,6 +55,17 @@ impl Status {
     pub fn is_idle(&self) -> bool {
         self.waiting == 0 && self.running == 0
     }
+}
+
+/// What the board says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BoardState {
+    /// What holds it back, a sentence each.
+    pub throttled: Vec<String>,
+    /// Why no new prompts are taken, where they are not.
+    pub short_of_memory: Option<String>,
+    /// The hottest zone in degrees Celsius, in steps of five.
+    pub celsius: Option<i16>,
 }
 
 /// A prompt that waits.

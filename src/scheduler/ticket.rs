@@ -3,8 +3,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use crate::defect::Defect;
 use crate::engine::frames::CheckedPrompt;
 use crate::request::{Code, Event, PromptId, Refusal, TokenLogprob};
 
@@ -15,12 +17,21 @@ pub struct Ticket {
     seed: u64,
     checked: CheckedPrompt,
     session: Option<InSession>,
+    named: Option<NamedTicket>,
     mailbox: Arc<Mailbox>,
     returns: Arc<Returns>,
 }
 
+/// What a ticket of a named prompt says besides.
+#[derive(Clone, Copy, Debug)]
+struct NamedTicket {
+    number: u64,
+    attempt: u32,
+    repeated: bool,
+}
+
 /// The conversation that a prompt continues.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InSession {
     /// The asker's name for it.
     pub name: String,
@@ -40,6 +51,27 @@ impl Ticket {
     pub(super) fn in_session(mut self, session: Option<InSession>) -> Self {
         self.session = session;
         self
+    }
+
+    /// The same ticket, for a prompt that has a name.
+    pub(super) fn named(mut self, number: u64, attempt: u32, repeated: bool) -> Self {
+        self.named = Some(NamedTicket { number, attempt, repeated });
+        self
+    }
+
+    /// A number that means this prompt after the next start as well; only those that were handed in under a name have one.
+    pub fn lasting_number(&self) -> Option<u64> {
+        self.named.map(|named| named.number)
+    }
+
+    /// Which service since the prompt was accepted answers it; 1 is the one that accepted it.
+    pub fn attempt(&self) -> u32 {
+        self.named.map_or(1, |named| named.attempt)
+    }
+
+    /// Whether the answer was given before, and is given again.
+    pub fn is_repeated(&self) -> bool {
+        self.named.is_some_and(|named| named.repeated)
     }
 
     /// The number promptd gave to the prompt.
@@ -77,7 +109,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if !self.mailbox.lock().closed {
+        if !self.mailbox.lock().closed && !Defect::RunForNobody.is_here() {
             self.returns.push(self.id);
         }
     }
@@ -92,7 +124,18 @@ pub(super) fn accept(
 ) -> (Outlet, Ticket) {
     let mailbox = Arc::new(Mailbox::default());
     let outlet = Outlet { mailbox: Arc::clone(&mailbox) };
-    (outlet, Ticket { id, seed, checked, session: None, mailbox, returns: Arc::clone(returns) })
+    (
+        outlet,
+        Ticket {
+            id,
+            seed,
+            checked,
+            session: None,
+            named: None,
+            mailbox,
+            returns: Arc::clone(returns),
+        },
+    )
 }
 
 /// The scheduler's half. Whatever becomes of the scheduler, the asker gets a final event: dropping the outlet without
@@ -131,7 +174,7 @@ struct Mailbox {
 
 #[derive(Debug, Default)]
 struct Mail {
-    started: bool,
+    started: Option<u32>,
     queued: Option<(u32, std::time::Duration)>,
     prefill: Option<(u32, u32)>,
     delta: Option<(String, Vec<u32>, Vec<TokenLogprob>)>,
@@ -154,7 +197,7 @@ impl Mail {
         }
         match event {
             Event::Queued { position, eta } => self.queued = Some((position, eta)),
-            Event::Started => self.started = true,
+            Event::Started { deaths } => self.started = Some(deaths),
             Event::Prefill { done, total } => self.prefill = Some((done, total)),
             Event::Delta { text, tokens, logprobs } => match &mut self.delta {
                 Some((before, earlier, first)) => {
@@ -175,8 +218,8 @@ impl Mail {
         if let Some((position, eta)) = self.queued.take() {
             return Some(Event::Queued { position, eta });
         }
-        if std::mem::take(&mut self.started) {
-            return Some(Event::Started);
+        if let Some(deaths) = self.started.take() {
+            return Some(Event::Started { deaths });
         }
         if let Some((done, total)) = self.prefill.take() {
             return Some(Event::Prefill { done, total });

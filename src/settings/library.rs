@@ -13,7 +13,8 @@ pub struct Located {
 
 /// Finds libonnxruntime: `runtime.library` (which `PROMPTD__RUNTIME__LIBRARY` overrides), then `ORT_DYLIB_PATH`, then
 /// beside the program: `../onnxruntime` (a checkout: `target/release/promptd` and `target/onnxruntime`),
-/// `../lib/promptd` (an installed package), and the system's library directories.
+/// `../lib/promptd` (an installed package), the system's library directories, `/opt/onnxruntime/lib`, and where Python's
+/// `onnxruntime` is installed for everybody, which is how builds for Jetson come (docs/models.md has the list).
 ///
 /// # Errors
 /// Every place that was looked at.
@@ -55,7 +56,24 @@ fn search_path(program: &Path) -> Vec<PathBuf> {
     directories.push(PathBuf::from("/usr/local/lib"));
     directories.push(PathBuf::from(format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH)));
     directories.push(PathBuf::from("/usr/lib"));
+    directories.push(PathBuf::from("/opt/onnxruntime/lib"));
+    directories.extend(wheels(Path::new("/usr/local/lib")));
+    directories.extend(wheels(Path::new("/usr/lib")));
     directories
+}
+
+/// Where wheels of `onnxruntime` lie below a directory of Pythons, the newest Python first.
+fn wheels(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let minor = |name: &str| -> Option<u32> {
+        let rest = name.strip_prefix("python3")?;
+        if rest.is_empty() { Some(0) } else { rest.strip_prefix('.')?.parse().ok() }
+    };
+    let mut pythons: Vec<(u32, PathBuf)> = entries
+        .filter_map(|entry| Some((minor(entry.file_name().to_str()?)?, entry.path())))
+        .collect();
+    pythons.sort_by(|one, other| other.cmp(one));
+    pythons.into_iter().map(|(_, path)| path.join("dist-packages/onnxruntime/capi")).collect()
 }
 
 /// `libonnxruntime.so` itself, or the one with the highest version behind it.
@@ -110,6 +128,23 @@ mod tests {
             find_library(None, None, &checkout.path().join("target/release/promptd")).unwrap();
         assert_eq!(found.path, lib.join("libonnxruntime.so.1.32.0"));
         assert_eq!(found.chosen_by, "the search path");
+    }
+
+    #[test]
+    fn wheels_of_the_newest_python_are_looked_at_first() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["python3.9", "python3.12", "python3", "python2.7", "node"] {
+            std::fs::create_dir(root.path().join(name)).unwrap();
+        }
+        let found: Vec<_> = wheels(root.path())
+            .iter()
+            .map(|path| path.strip_prefix(root.path()).unwrap().to_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(
+            found,
+            ["python3.12", "python3.9", "python3"]
+                .map(|name| format!("{name}/dist-packages/onnxruntime/capi"))
+        );
     }
 
     #[test]

@@ -172,7 +172,10 @@ mod tests {
         assert_eq!(settings.model.path, Path::new("/other"));
         assert_eq!(settings.runtime.threads, 3);
         let mqtt = settings.mqtt.unwrap();
-        assert_eq!((mqtt.url.as_str(), mqtt.node.as_deref()), ("mqtt://localhost:1", Some("7")));
+        assert_eq!(
+            (mqtt.url.as_deref(), mqtt.node.as_deref()),
+            (Some("mqtt://localhost:1"), Some("7"))
+        );
     }
 
     #[test]

@@ -58,6 +58,12 @@ pub struct Settings {
     /// How promptd stops.
     #[serde(default)]
     pub shutdown: Shutdown,
+    /// What is done about heat and a want of memory.
+    #[serde(default)]
+    pub board: Board,
+    /// Where metrics are told besides the HTTP socket.
+    #[serde(default)]
+    pub metrics: Metrics,
     /// What promptd logs.
     #[serde(default)]
     pub log: Log,
@@ -85,24 +91,71 @@ pub struct Model {
     /// The model leaves the memory when nothing was asked for so many seconds; the next prompt loads it again. Absent: it
     /// stays.
     pub keep_loaded_seconds: Option<u32>,
+    /// Public keys of minisign. Where there are any, a model is loaded only if one of them has signed its `manifest.toml`
+    /// (`manifest.toml.minisig`), and the manifest lists all its files.
+    #[serde(default)]
+    pub trusted_keys: Vec<String>,
 }
 
 /// `[runtime]`
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Runtime {
     /// libonnxruntime.so. Absent: `ORT_DYLIB_PATH`, then the search path of [`find_library`].
     pub library: Option<PathBuf>,
+    /// Where the model runs: `"cuda"`, `"cpu"`, or `"auto"`, which takes a GPU where libonnxruntime can use one and says what it
+    /// took (`promptd status`).
+    pub provider: Provider,
     /// Threads for one step of the model. 0: one for each physical core.
     pub threads: u16,
+    /// Processors that these threads keep to, one each, as /proc/cpuinfo counts them. Empty: where the kernel puts them.
+    pub cores: Vec<u16>,
+    /// Whether these threads wait for each other without sleeping while a step runs; between steps they always sleep. Quicker on
+    /// a board that does nothing else, much slower on one that does; `promptd bench --tune` measures it.
+    pub spinning: bool,
+    /// Whether the engine takes from itself all files but the model and the libraries, sockets, and the system calls of an
+    /// administrator. `false` only where an accelerator's driver cannot live with it.
+    pub sandbox: bool,
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Runtime {
+            library: None,
+            provider: Provider::default(),
+            threads: 0,
+            cores: Vec::new(),
+            spinning: false,
+            sandbox: true,
+        }
+    }
+}
+
+/// Where the model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Provider {
+    /// On a GPU where libonnxruntime can use one, else on the CPU.
+    #[default]
+    Auto,
+    /// On the CPU.
+    Cpu,
+    /// On an NVIDIA GPU, or not at all.
+    Cuda,
 }
 
 /// `[mqtt]`
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mqtt {
-    /// `mqtt://[user[:password]@]host[:port]`
-    pub url: String,
+    /// `mqtt://[user[:password]@]host[:port]`, or `mqtts://` for TLS.
+    pub url: Option<String>,
+    /// Further addresses of the same broker, tried in turn: the nodes of a cluster.
+    #[serde(default)]
+    pub urls: Vec<String>,
+    /// `[mqtt.tls]`
+    #[serde(default)]
+    pub tls: MqttTls,
     /// This board's name in topics. Absent: the host name.
     pub node: Option<String>,
     /// The first level of every topic.
@@ -125,10 +178,47 @@ pub struct Mqtt {
     /// every client may be trusted with those, set this.
     #[serde(default)]
     pub restrict_response_topics: bool,
-    /// Whether `request/load`, `request/unload` and `request/reload` are listened to. Off, because MQTT does not tell who
+    /// Whether `request/` and `load`, `unload`, `reload`, `drain` or `loglevel` are listened to. Off, because MQTT does not tell who
     /// publishes: only the broker's access rules can keep others from these topics.
     #[serde(default)]
     pub admin: bool,
+    /// Where Home Assistant looks for devices, `homeassistant` as it comes. Absent: it is told nothing.
+    pub discovery_prefix: Option<String>,
+    /// `[mqtt.fleet]`: absent: this board shares no prompts with others.
+    pub fleet: Option<MqttFleet>,
+}
+
+/// `[mqtt.fleet]`: several boards answer what is asked on `<base>/any/ask`.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MqttFleet {
+    /// The name of the shared subscription, the same on all boards of the fleet.
+    pub group: String,
+    /// How many prompts may wait here for a slot before a board that is less busy is asked to take them. 0 keeps every board at
+    /// work; more saves messages where answers are very short.
+    pub high_water: u16,
+}
+
+impl Default for MqttFleet {
+    fn default() -> Self {
+        MqttFleet { group: "promptd".to_owned(), high_water: 0 }
+    }
+}
+
+/// `[mqtt.tls]`: for addresses that begin with `mqtts://`. The files are read for every connection.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MqttTls {
+    /// The authorities that vouch for the broker (PEM). Absent: the system's.
+    pub ca_file: Option<PathBuf>,
+    /// promptd's own certificate (PEM), where the broker wants one.
+    pub certificate_file: Option<PathBuf>,
+    /// Its key (PEM).
+    pub key_file: Option<PathBuf>,
+    /// Protocols offered by ALPN: `["mqtt"]` where port 443 is shared.
+    pub alpn: Vec<String>,
+    /// Whether TLS 1.2 will do, for brokers that have no 1.3.
+    pub allow_tls12: bool,
 }
 
 /// `[socket]`
@@ -140,10 +230,48 @@ pub struct Socket {
     /// The line socket (one JSON request a line). Absent: none.
     pub lines_path: Option<PathBuf>,
     /// HTTP over TCP, for programs that know no Unix socket: an address and a port. Absent: none. Every request needs an API key
-    /// of `[clients]`; it travels as it is, so listen on 127.0.0.1, or put something in front that speaks TLS.
+    /// of `[clients]`. An address beyond this machine needs TLS, or a reason why not.
     pub tcp: Option<SocketAddr>,
+    /// The certificate for TLS over TCP, with the chain behind it (PEM). It is read again on reload. Absent: no TLS.
+    pub tcp_certificate_file: Option<PathBuf>,
+    /// The key of this certificate (PEM).
+    pub tcp_key_file: Option<PathBuf>,
+    /// Why it is right that keys and prompts travel unencrypted to this address, such as "behind nginx, which speaks TLS". It is
+    /// told in the log.
+    pub tcp_without_tls: Option<String>,
+    /// Whether a browser that comes to the TCP address gets a page to chat and to watch the status. What it does there needs
+    /// an API key too.
+    pub tcp_page: bool,
     /// Names of this machine that TCP clients may use besides `localhost` and addresses.
     pub tcp_hosts: Vec<String>,
+}
+
+impl Socket {
+    /// What is wrong with how TCP is guarded, and at which key: beyond this machine everybody can read along.
+    fn check_tcp(&self) -> Option<(&'static str, String)> {
+        let address = self.tcp?;
+        match (&self.tcp_certificate_file, &self.tcp_key_file) {
+            (Some(_), Some(_)) => return None,
+            (None, None) => {}
+            (certificate, _) => {
+                let (there, missing) = if certificate.is_some() {
+                    ("tcp_certificate_file", "tcp_key_file")
+                } else {
+                    ("tcp_key_file", "tcp_certificate_file")
+                };
+                let message = format!("`socket.{there}` needs `socket.{missing}` beside it");
+                return Some(("socket.tcp", message));
+            }
+        }
+        let reason = self.tcp_without_tls.as_deref().unwrap_or_default().trim();
+        (!address.ip().is_loopback() && reason.is_empty()).then(|| {
+            let message = format!(
+                "`socket.tcp` is {address}: keys and prompts would travel there unencrypted. Set `socket.tcp_certificate_file` and \
+                 `socket.tcp_key_file`, listen on 127.0.0.1, or say in `socket.tcp_without_tls` why it is right"
+            );
+            ("socket.tcp", message)
+        })
+    }
 }
 
 /// `[state]`
@@ -171,6 +299,11 @@ impl State {
     /// The directory of the record, where there is to be one.
     pub fn record_dir(&self) -> Option<&std::path::Path> {
         self.dir.as_deref().filter(|_| self.durability != Some(Durability::Memory))
+    }
+
+    /// Where the engine keeps what it knows of models: their files' checksums, and prepared copies.
+    pub fn models_dir(&self) -> Option<PathBuf> {
+        self.dir.as_ref().map(|dir| dir.join("models"))
     }
 }
 
@@ -252,6 +385,45 @@ impl Default for Shutdown {
     }
 }
 
+/// `[board]`
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Board {
+    /// Degrees Celsius of the hottest zone from which the model runs with `hot_threads`, until it is ten degrees cooler. Absent:
+    /// never. A change of threads is another engine, which takes a load.
+    pub hot_celsius: Option<u8>,
+    /// Threads of a step while the board is hot.
+    pub hot_threads: u16,
+    /// No new prompts are taken while all programs have waited for memory for this share of the last ten seconds, in percent. 0:
+    /// they are taken all the same. Kernels without pressure information (Raspberry Pi OS without `psi=1`) tell nothing.
+    pub memory_pressure_percent: u8,
+    /// No new prompts are taken while programs can have less than this. 0: they are taken all the same.
+    pub memory_floor_mib: u32,
+    /// Below this folder are `sys` and `proc`.
+    pub root: PathBuf,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Board {
+            hot_celsius: None,
+            hot_threads: 1,
+            memory_pressure_percent: 40,
+            memory_floor_mib: 32,
+            root: PathBuf::from("/"),
+        }
+    }
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// An address and a port where `GET /metrics` is answered without a key, and nothing else: for Prometheus, which knows no
+    /// Unix sockets. Absent: none. The names of profiles stand in the page, nothing of prompts and answers.
+    pub tcp: Option<SocketAddr>,
+}
+
 /// `[log]`
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -260,11 +432,16 @@ pub struct Log {
     pub level: String,
     /// How a line looks.
     pub format: LogFormat,
+    /// Whether prompts and answers are logged. They are somebody's words: only to find a fault.
+    pub content: bool,
+    /// The journal's socket. Absent: /run/systemd/journal/socket. Used where standard error goes to the journal and `format` is
+    /// `text`.
+    pub journal: Option<PathBuf>,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Log { level: "info".to_owned(), format: LogFormat::Text }
+        Log { level: "info".to_owned(), format: LogFormat::Text, content: false, journal: None }
     }
 }
 
@@ -312,6 +489,9 @@ impl Settings {
                 format!("`socket.path` and `socket.lines_path` are both {both}"),
             );
         }
+        if let Some((key, message)) = sockets.and_then(Socket::check_tcp) {
+            say(key, message);
+        }
         if self.state.durability == Some(Durability::Disk) && self.state.dir.is_none() {
             let message = "`state.durability` is \"disk\", but there is no `state.dir`";
             say("state.durability", message.to_owned());
@@ -335,10 +515,16 @@ impl Settings {
         ranged("sessions.turns", sessions.turns.into(), 1..=1000);
         ranged("sessions.expire_seconds", sessions.expire_seconds, 1..=31_536_000);
         ranged("limits.payload_bytes", self.limits.payload_bytes, 1024..=16 << 20);
+        ranged("board.hot_celsius", self.board.hot_celsius.unwrap_or(80).into(), 40..=120);
+        ranged("board.hot_threads", self.board.hot_threads.into(), 1..=256);
+        ranged("board.memory_pressure_percent", self.board.memory_pressure_percent.into(), 0..=100);
+        ranged("board.memory_floor_mib", self.board.memory_floor_mib, 0..=1 << 20);
         ranged("shutdown.grace_seconds", self.shutdown.grace_seconds.into(), 0..=3600);
         ranged("runtime.threads", self.runtime.threads.into(), 0..=256);
+        let cores = &self.runtime.cores;
+        ranged("runtime.cores", u32::try_from(cores.len()).unwrap_or(u32::MAX), 0..=256);
         if let Some(mqtt) = &self.mqtt {
-            ranged("mqtt.keep_alive_seconds", mqtt.keep_alive_seconds.into(), 5..=3600);
+            ranged("mqtt.keep_alive_seconds", mqtt.keep_alive_seconds.into(), 1..=3600);
         }
         wrong
     }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::bind::Bound;
-use super::connection::Stream;
+use super::connection::{Arrival, Stream};
 use crate::identity::Who;
 
 /// How long the loop waits after an accept that failed, usually for want of file descriptors: long enough for some to
@@ -35,12 +35,12 @@ impl Peer {
     fn of(stream: &Stream) -> Self {
         let peer = match stream {
             Stream::Unix(stream) => rustix::net::sockopt::socket_peercred(stream).ok(),
-            Stream::Tcp(_) => None,
+            Stream::Tcp(_) | Stream::Tls(_) => None,
         };
         Peer {
             uid: peer.map(|peer| peer.uid.as_raw()),
             gid: peer.map(|peer| peer.gid.as_raw()),
-            tcp: matches!(stream, Stream::Tcp(_)),
+            tcp: !matches!(stream, Stream::Unix(_)),
             name: None,
         }
     }
@@ -120,7 +120,7 @@ pub(super) async fn run<H, F>(
     shutdown: impl Future<Output = ()>,
     handle: H,
 ) where
-    H: Fn(Stream, Peer, Stopping, Activity) -> F,
+    H: Fn(Arrival, Peer, Stopping, Activity) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
     let (listener, file) = bound.into_parts();
@@ -139,8 +139,8 @@ pub(super) async fn run<H, F>(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok(stream) => {
-                let peer = Peer::of(&stream);
+            Ok(arrival) => {
+                let peer = Peer::of(&arrival.stream);
                 if !open.make_room(&peer, &most) {
                     if !std::mem::replace(&mut warned, true) {
                         tracing::warn!(
@@ -150,12 +150,12 @@ pub(super) async fn run<H, F>(
                         );
                     }
                     // A few bytes fit into any fresh socket's buffer; a client that is gone already misses nothing.
-                    let _ = stream.try_write(most.full);
+                    let _ = arrival.try_write(most.full);
                     continue;
                 }
                 warned = false;
                 let activity = Activity::default();
-                let task = handle(stream, peer.clone(), stopping.clone(), activity.clone());
+                let task = handle(arrival, peer.clone(), stopping.clone(), activity.clone());
                 open.began(peer.uid, connections.spawn(task), activity);
             }
             Err(error) => {

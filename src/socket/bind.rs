@@ -15,6 +15,7 @@ use rustix::net::{
 use tokio::net::UnixListener;
 
 use super::connection::Listener;
+use super::tls::Tls;
 
 /// The most bytes a socket's path may have: `sun_path` in unix(7) has 108, the last one for the NUL.
 const MAX_PATH_BYTES: usize = 107;
@@ -150,20 +151,20 @@ pub fn bind(path: &Path, mode: u32) -> Result<Bound, BindError> {
     Ok(Bound { listener: Listener::Unix(listener), file: Some(file) })
 }
 
-/// Listens on TCP.
+/// Listens on TCP, with TLS where it is given.
 ///
 /// # Errors
 /// [`BindError::Io`] with the address and the system's reason.
 ///
 /// # Panics
 /// Outside a tokio runtime, as [`bind`].
-pub fn bind_tcp(address: std::net::SocketAddr) -> Result<Bound, BindError> {
+pub fn bind_tcp(address: std::net::SocketAddr, tls: Option<Tls>) -> Result<Bound, BindError> {
     let failed =
         |source| BindError::Io { action: "listen on", path: address.to_string().into(), source };
     let listener = std::net::TcpListener::bind(address).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-    Ok(Bound { listener: Listener::Tcp(listener), file: None })
+    Ok(Bound { listener: Listener::Tcp(listener, tls), file: None })
 }
 
 /// The listening sockets that the service manager opened, by their names (`sd_listen_fds(3)`). They outlive this process, so

@@ -1,4 +1,4 @@
-//! A connection of either kind, a Unix socket's or TCP's, and the listener it comes from.
+//! A connection of any kind, a Unix socket's, TCP's or TLS's, and the listener it comes from.
 
 use std::io;
 use std::pin::Pin;
@@ -6,27 +6,62 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::tls::Tls;
 
 /// Where connections come from.
 #[derive(Debug)]
 pub(super) enum Listener {
     /// From this machine; the kernel knows who it is.
     Unix(UnixListener),
-    /// From anywhere the address lets in.
-    Tcp(TcpListener),
+    /// From anywhere the address lets in; with TLS where the operator has a certificate.
+    Tcp(TcpListener, Option<Tls>),
 }
 
 impl Listener {
     /// The next connection.
-    pub(super) async fn accept(&self) -> io::Result<Stream> {
+    pub(super) async fn accept(&self) -> io::Result<Arrival> {
         match self {
-            Listener::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
-            Listener::Tcp(listener) => {
-                let stream = listener.accept().await?.0;
-                // Pieces of an answer are small, and each is worth sending.
-                stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
+            Listener::Unix(listener) => {
+                Ok(Arrival { stream: Stream::Unix(listener.accept().await?.0), tls: None })
             }
+            Listener::Tcp(listener, tls) => {
+                let stream = listener.accept().await?.0;
+                // Pieces of an answer are small, and each is worth sending. A connection that is gone already ends by itself.
+                let _ = stream.set_nodelay(true);
+                let tls = tls.as_ref().map(Tls::acceptor);
+                Ok(Arrival { stream: Stream::Tcp(stream), tls })
+            }
+        }
+    }
+}
+
+/// A connection as it was accepted, before anything was read from it.
+pub(super) struct Arrival {
+    pub(super) stream: Stream,
+    tls: Option<TlsAcceptor>,
+}
+
+impl Arrival {
+    /// Writes what fits at once, where the other end can read it already.
+    pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.stream {
+            _ if self.tls.is_some() => Ok(0),
+            Stream::Unix(stream) => stream.try_write(bytes),
+            Stream::Tcp(stream) => stream.try_write(bytes),
+            Stream::Tls(_) => Ok(0),
+        }
+    }
+
+    /// The connection when both sides have agreed on how to speak; at once without TLS. It waits as long as the client does.
+    pub(super) async fn agree(self) -> io::Result<Stream> {
+        match (self.stream, self.tls) {
+            (Stream::Tcp(stream), Some(tls)) => {
+                Ok(Stream::Tls(Box::new(tls.accept(stream).await?)))
+            }
+            (stream, _) => Ok(stream),
         }
     }
 }
@@ -36,16 +71,18 @@ impl Listener {
 pub(super) enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl Stream {
-    /// Writes what fits at once.
-    pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => stream.try_write(bytes),
-            Stream::Tcp(stream) => stream.try_write(bytes),
+/// Calls a method of whichever stream it is.
+macro_rules! each {
+    ($self:expr, $stream:ident => $call:expr) => {
+        match $self {
+            Stream::Unix($stream) => $call,
+            Stream::Tcp($stream) => $call,
+            Stream::Tls($stream) => $call,
         }
-    }
+    };
 }
 
 impl AsyncRead for Stream {
@@ -54,10 +91,7 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
+        each!(self.get_mut(), stream => Pin::new(stream).poll_read(cx, buf))
     }
 }
 
@@ -67,31 +101,19 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
+        each!(self.get_mut(), stream => Pin::new(stream).poll_write(cx, buf))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        each!(self.get_mut(), stream => Pin::new(stream).poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        each!(self.get_mut(), stream => Pin::new(stream).poll_shutdown(cx))
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Stream::Unix(stream) => stream.is_write_vectored(),
-            Stream::Tcp(stream) => stream.is_write_vectored(),
-        }
+        each!(self, stream => stream.is_write_vectored())
     }
 
     fn poll_write_vectored(
@@ -99,9 +121,6 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
+        each!(self.get_mut(), stream => Pin::new(stream).poll_write_vectored(cx, bufs))
     }
 }

@@ -3,14 +3,19 @@
 use hyper::HeaderMap;
 use hyper::header::{HOST, ORIGIN};
 
-use super::App;
 use super::accept::Peer;
 use super::prompts::bearer;
 use super::reply::Fault;
+use super::{App, page};
 use crate::request::{Code, Refusal};
 
 /// The peer with the name of its client, where it may speak.
-pub(super) fn admit(app: &App, peer: &Peer, headers: &HeaderMap) -> Result<Peer, Fault> {
+pub(super) fn admit(
+    app: &App,
+    peer: &Peer,
+    path: &str,
+    headers: &HeaderMap,
+) -> Result<Peer, Fault> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     let forbidden = |what: &str| {
         let message = format!(
@@ -19,12 +24,16 @@ pub(super) fn admit(app: &App, peer: &Peer, headers: &HeaderMap) -> Result<Peer,
         Fault::from(Refusal::new(Code::Forbidden, message)).closing()
     };
     // A name that a page's server lets point here would make the page's requests ours: only addresses, and known names.
-    if text(HOST).is_some_and(|host| !is_known(app, host)) {
+    if text(HOST).is_some_and(|host| !is_known(&app.hosts, host)) {
         return Err(forbidden("Host"));
     }
     let page = text(ORIGIN).map(|origin| origin.split_once("://").map_or("", |(_, host)| host));
-    if page.is_some_and(|host| !is_known(app, host)) {
+    if page.is_some_and(|host| !is_known(&app.hosts, host)) {
         return Err(forbidden("Origin"));
+    }
+    // The page holds nothing but the field for the key.
+    if app.page && path == page::PATH {
+        return Ok(peer.clone());
     }
     let key = bearer(headers);
     let policy = app.policies.current();
@@ -35,12 +44,12 @@ pub(super) fn admit(app: &App, peer: &Peer, headers: &HeaderMap) -> Result<Peer,
     Ok(Peer { name: Some(name.to_owned()), ..peer.clone() })
 }
 
-fn is_known(app: &App, host: &str) -> bool {
+pub(super) fn is_known(hosts: &[String], host: &str) -> bool {
     let bare = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
     bare.eq_ignore_ascii_case("localhost")
         || bare.parse::<std::net::IpAddr>().is_ok()
-        || app.hosts.iter().any(|known| known.eq_ignore_ascii_case(bare))
+        || hosts.iter().any(|known| known.eq_ignore_ascii_case(bare))
 }

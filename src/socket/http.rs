@@ -1,10 +1,12 @@
 //! HTTP/1.1 on the socket: connections, and which path does what. Answers' shapes stand in `openai.rs`.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
@@ -13,12 +15,12 @@ use serde_json::json;
 
 use super::accept::{self, Activity, Most, Peer, Stopping, stopped};
 use super::bind::Bound;
-use super::connection::Stream;
+use super::connection::Arrival;
 use super::openai::{self, Api};
 use super::patience::Patient;
-use super::prompts::{bearer, complete};
+use super::prompts::{bearer, complete, turned_away};
 use super::reply::{Fault, Reply, json_response, response};
-use super::{App, admin, body, guard, metrics, ollama, queue};
+use super::{App, admin, body, guard, metrics, ollama, openapi, page, queue};
 use crate::request::{Code, Refusal};
 use crate::scheduler::State;
 use crate::wire::{self, status_object};
@@ -37,6 +39,9 @@ const BUFFER_BYTES: usize = 64 << 10;
 const FAREWELL_LOOKS: u32 = 15;
 const LOOK: Duration = Duration::from_millis(200);
 
+/// `/openapi.json`, made when somebody asks for the first time.
+static DOCUMENT: OnceLock<Bytes> = OnceLock::new();
+
 /// What a client reads that comes while there are too many.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
 connection: close\r\ncontent-length: 132\r\n\r\n\
@@ -47,27 +52,56 @@ connection: close\r\ncontent-length: 132\r\n\r\n\
 pub async fn serve(bound: Bound, app: Arc<App>, shutdown: impl Future<Output = ()>) {
     let most =
         Most { all: app.patience.connections, each: app.patience.connections_of_one, full: FULL };
-    accept::run(bound, most, shutdown, move |stream, peer, stopping, activity| {
-        connection(stream, peer, stopping, activity, Arc::clone(&app))
+    accept::run(bound, most, shutdown, move |arrival, peer, stopping, activity| {
+        connection(arrival, peer, activity, Arc::clone(&app), Visit { stopping, metrics: false })
     })
     .await;
 }
 
-async fn connection(
-    stream: Stream,
-    peer: Peer,
-    mut stopping: Stopping,
-    activity: Activity,
-    app: Arc<App>,
-) {
+/// Answers `GET /metrics` and nothing else, until `shutdown` ends: for those who collect metrics and know neither Unix
+/// sockets nor keys.
+pub async fn serve_metrics(bound: Bound, app: Arc<App>, shutdown: impl Future<Output = ()>) {
+    // Two collectors, and somebody who looks.
+    let most = Most { all: 8, each: 8, full: FULL };
+    accept::run(bound, most, shutdown, move |arrival, peer, stopping, activity| {
+        connection(arrival, peer, activity, Arc::clone(&app), Visit { stopping, metrics: true })
+    })
+    .await;
+}
+
+/// What is special about a connection.
+struct Visit {
+    stopping: Stopping,
+    /// Only the metrics are there for it.
+    metrics: bool,
+}
+
+async fn connection(arrival: Arrival, peer: Peer, activity: Activity, app: Arc<App>, visit: Visit) {
+    let Visit { mut stopping, metrics } = visit;
     let patience = app.patience;
+    // Until both have agreed on how to speak, a connection is as good as idle.
+    let stream = tokio::select! {
+        agreed = tokio::time::timeout(patience.head, arrival.agree()) => match agreed {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a TLS connection did not come about");
+                return;
+            }
+            Err(_) => return,
+        },
+        () = stopped(&mut stopping) => return,
+    };
     let at_work = activity.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let (app, peer, activity) = (Arc::clone(&app), peer.clone(), activity.clone());
         async move {
             // A request with a body has begun when that has arrived; until then its connection is as good as idle.
             let work = request.body().is_end_stream().then(|| activity.begin());
-            let reply = respond(&app, &peer, &activity, request).await;
+            let reply = if metrics {
+                only_metrics(&app, &request).unwrap_or_else(Fault::into_response)
+            } else {
+                respond(&app, &peer, &activity, request).await
+            };
             let work = work.unwrap_or_else(|| activity.begin());
             Ok::<_, Infallible>(reply.map(|reply| reply.holding(work)))
         }
@@ -102,6 +136,23 @@ async fn idle(activity: &Activity) {
     }
 }
 
+fn only_metrics(app: &App, request: &Request<Incoming>) -> Result<Response<Reply>, Fault> {
+    match request.uri().path() {
+        "/metrics" => {
+            only(request.method(), &[Method::GET, Method::HEAD], "GET").map(|()| metrics_page(app))
+        }
+        path => Err(Fault::no_path(path)),
+    }
+}
+
+fn metrics_page(app: &App) -> Response<Reply> {
+    let status = app.scheduler.status();
+    let status = status.borrow();
+    let looks = metrics::Looks::now(&app.board, &status);
+    let page = metrics::text(&status, &app.scheduler.traffic().counts(), &looks);
+    response(200, "text/plain; version=0.0.4; charset=utf-8", Reply::whole(page))
+}
+
 async fn respond(
     app: &Arc<App>,
     peer: &Peer,
@@ -109,15 +160,38 @@ async fn respond(
     request: Request<Incoming>,
 ) -> Response<Reply> {
     let ollama = request.uri().path().starts_with("/api/");
+    // Who sends a length beside the chunks may mean another end than we see; what comes behind it is nobody's request
+    // (RFC 9112, 6.1).
+    let last = request.headers().contains_key(TRANSFER_ENCODING);
     // Boxed: the futures of a request are large, and only one of them is needed at a time.
-    let admitted =
-        if peer.tcp { guard::admit(app, peer, request.headers()) } else { Ok(peer.clone()) };
+    let admitted = if peer.tcp {
+        guard::admit(app, peer, request.uri().path(), request.headers())
+    } else {
+        Ok(peer.clone())
+    };
     let answer = match admitted {
         Ok(peer) => Box::pin(route(app, &peer, activity, request)).await,
         Err(fault) => Err(fault),
     };
-    answer.unwrap_or_else(|fault| {
+    let mut response = answer.unwrap_or_else(|fault| {
         if ollama { fault.in_ollamas_words() } else { fault }.into_response()
+    });
+    if last {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Who may not ask is told so before a byte of the body is read; whether promptd lives is nobody's secret.
+fn check_allowed(app: &App, peer: &Peer, request: &Request<Incoming>) -> Result<(), Fault> {
+    if request.uri().path().starts_with("/health/") {
+        return Ok(());
+    }
+    let key = bearer(request.headers());
+    let grant = app.policies.current().access.grant(peer.who(key.as_deref()));
+    grant.check_allowed().map_err(|refusal| {
+        turned_away(app, &grant.identity, &refusal);
+        Fault::from(refusal).closing()
     })
 }
 
@@ -129,6 +203,7 @@ async fn route(
 ) -> Result<Response<Reply>, Fault> {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
+    check_allowed(app, peer, &request)?;
     let get = || only(&method, &[Method::GET, Method::HEAD], "GET");
     let post = || only(&method, &[Method::POST], "POST");
     match path.as_str() {
@@ -149,22 +224,26 @@ async fn route(
         }
         "/v1/embeddings" => {
             post()?;
+            // Read first: a client that is still writing when the connection ends may miss the answer.
+            let body = request.into_body();
+            body::read(body, app.limits.payload_bytes, app.patience.body).await?;
             let message = "the served model is a language model without an output for embeddings";
             Err(Refusal::new(Code::Unsupported, message).into())
         }
         "/v1/models" => get().map(|()| models(app)),
         "/health/live" => get().map(|()| json_response(200, &json!({"state": "live"}))),
         "/health/ready" => get().map(|()| ready(app)),
-        "/metrics" => get().map(|()| {
-            let page = metrics::text(&app.scheduler.status().borrow());
-            response(200, "text/plain; version=0.0.4; charset=utf-8", Reply::whole(page))
-        }),
+        "/metrics" => get().map(|()| metrics_page(app)),
         "/v1/queue" => get().map(|()| {
             let status = app.scheduler.status();
             let key = bearer(request.headers());
             let grant = app.policies.current().access.grant(peer.who(key.as_deref()));
             let object = queue::object(&status.borrow(), &app.running, &grant, peer.is_root());
             json_response(200, &object)
+        }),
+        "/openapi.json" => get().map(|()| {
+            let bytes = DOCUMENT.get_or_init(|| openapi::document().to_string().into());
+            response(200, "application/json", Reply::whole(bytes.clone()))
         }),
         "/version" => get().map(|()| {
             let version = env!("CARGO_PKG_VERSION");
@@ -178,7 +257,7 @@ async fn route(
                 of_ollama(app, &method, path, request).await
             } else if let Some(operation) = path.strip_prefix("/admin/") {
                 post()?;
-                admin::run(app, peer, bearer(request.headers()).as_deref(), operation).await
+                admin::run(app, peer, operation, request).await
             } else if let Some(name) = path.strip_prefix("/v1/models/") {
                 get()?;
                 model(app, name)
@@ -188,6 +267,8 @@ async fn route(
             } else if let Some(id) = path.strip_prefix("/v1/requests/") {
                 only(&method, &[Method::DELETE], "DELETE")?;
                 cancel(app, peer, id).await
+            } else if path == page::PATH && peer.tcp && app.page {
+                get().map(|()| page::show())
             } else {
                 Err(Fault::no_path(path))
             }
@@ -222,7 +303,7 @@ async fn of_ollama(
         "/api/show" => {
             only(method, &[Method::POST], "POST")?;
             let body = request.into_body();
-            let body = body::read(body, app.limits.payload_bytes, app.patience.body).await?;
+            let body = body::read(body, app.limits().payload_bytes, app.patience.body).await?;
             ollama_show(app, &body)
         }
         path => Err(Fault::no_path(path)),
@@ -283,7 +364,11 @@ fn ready(app: &App) -> Response<Reply> {
     let status = app.scheduler.status();
     let status = status.borrow();
     let code = if matches!(status.state, State::Ready | State::Unloaded) { 200 } else { 503 };
-    json_response(code, &status_object(&status))
+    let mut object = status_object(&status);
+    if let (Some(broker), Some(map)) = (&app.broker, object.as_object_mut()) {
+        map.insert("broker".into(), wire::broker_object(&broker.borrow()));
+    }
+    json_response(code, &object)
 }
 
 /// Forgets a conversation of the one who asks.
@@ -320,7 +405,7 @@ async fn cancel(app: &App, peer: &Peer, public: &str) -> Result<Response<Reply>,
 }
 
 /// A path's segment with its `%XX` undone; malformed ones stay as they are, and then name nothing.
-fn decoded(segment: &str) -> String {
+pub(super) fn decoded(segment: &str) -> String {
     let mut bytes = Vec::with_capacity(segment.len());
     let mut rest = segment.as_bytes();
     while let Some((first, tail)) = rest.split_first() {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Interest};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWriteExt as _, BufReader, Interest};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -17,8 +17,9 @@ use super::App;
 use super::accept::{self, Activity, Most, Peer, Stopping, stopped};
 use super::bind::Bound;
 use super::collect::lost;
-use super::connection::Stream;
-use crate::request::{Code, Event, Refusal};
+use super::connection::{Arrival, Stream};
+use crate::request::{Code, Door, Event, Origin, Refusal};
+use crate::scheduler::Name;
 use crate::wire::{
     Answer, AnswerFormat, AskError, Asked, Context, error_object, parse_ask, stream_piece,
 };
@@ -41,24 +42,23 @@ const FULL: &[u8] = b"{\"v\":1,\"status\":\"error\",\"code\":\"busy\",\"message\
 pub async fn serve(bound: Bound, app: Arc<App>, shutdown: impl Future<Output = ()>) {
     let most =
         Most { all: app.patience.connections, each: app.patience.connections_of_one, full: FULL };
-    accept::run(bound, most, shutdown, move |stream, peer, stopping, activity| {
-        connection(stream, peer, stopping, activity, Arc::clone(&app))
+    accept::run(bound, most, shutdown, move |arrival, peer, stopping, activity| {
+        connection(arrival, peer, stopping, activity, Arc::clone(&app))
     })
     .await;
 }
 
 async fn connection(
-    stream: Stream,
+    arrival: Arrival,
     peer: Peer,
     mut stopping: Stopping,
     activity: Activity,
     app: Arc<App>,
 ) {
     // Lines have no place for a key, so they are spoken on a Unix socket only.
-    let Stream::Unix(stream) = stream else { return };
+    let Stream::Unix(stream) = arrival.stream else { return };
     let (read, write) = stream.into_split();
-    let mut lines =
-        Lines { reader: BufReader::new(read), line: Vec::new(), limit: app.limits.payload_bytes };
+    let mut lines = Lines { reader: BufReader::new(read), line: Vec::new(), limit: 0 };
     let (out, unwritten) = mpsc::channel(UNWRITTEN);
     let writer = write_all(write, unwritten, app.patience.unread);
     let reader = async {
@@ -67,9 +67,13 @@ async fn connection(
             tokio::select! {
                 () = stopped(&mut stopping) => break,
                 Some(_) = running.join_next(), if !running.is_empty() => {}
-                line = lines.next(), if running.len() < AT_ONCE => match line {
+                line = lines.next(|| app.limits().payload_bytes), if running.len() < AT_ONCE => match line {
                     Line::End => break,
-                    Line::TooLong => { let _ = out.send(too_long(app.limits.payload_bytes)).await; }
+                    Line::TooLong => {
+                        let refusal = too_long(app.limits().payload_bytes);
+                        app.scheduler.traffic().turned_away(&Origin::new(Door::Lines), None, &refusal);
+                        let _ = out.send(error_object(None, &refusal)).await;
+                    }
                     Line::Whole(line) if line.trim_ascii().is_empty() => {}
                     Line::Whole(line) => {
                         let (app, peer, out, work) =
@@ -99,25 +103,31 @@ async fn connection(
 }
 
 /// One line of the client.
-enum Line {
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Line {
     Whole(Vec<u8>),
     TooLong,
     End,
 }
 
 /// Reads lines up to a length. Nothing is lost when the future is dropped in between.
-struct Lines {
-    reader: BufReader<OwnedReadHalf>,
-    line: Vec<u8>,
-    limit: usize,
+pub(super) struct Lines<R> {
+    pub(super) reader: BufReader<R>,
+    pub(super) line: Vec<u8>,
+    /// The most bytes of the line that is being read.
+    pub(super) limit: usize,
 }
 
-impl Lines {
-    async fn next(&mut self) -> Line {
+impl<R: AsyncRead + Unpin> Lines<R> {
+    /// The next line, no longer than the limit is when it begins.
+    pub(super) async fn next(&mut self, limit: impl Fn() -> usize) -> Line {
         // What a line is longer than the limit is thrown away as it comes; one byte more tells that it is.
-        let most = self.limit.saturating_add(1);
         loop {
             let Ok(bytes) = self.reader.fill_buf().await else { return Line::End };
+            if self.line.is_empty() {
+                self.limit = limit();
+            }
+            let most = self.limit.saturating_add(1);
             let end = bytes.iter().position(|byte| *byte == b'\n');
             let (part, used) = end.map_or((bytes, bytes.len()), |end| {
                 (bytes.get(..end).unwrap_or_default(), end + 1)
@@ -163,22 +173,37 @@ async fn write_all(
 
 /// Answers one line. A closed `out` means that the client is gone; returning drops the ticket.
 async fn answer(app: Arc<App>, peer: Peer, line: Vec<u8>, out: mpsc::Sender<Value>) {
-    let policy = app.policies.current();
+    let (policy, limits) = (app.policies.current(), app.limits());
     let context = Context {
         profiles: &policy.profiles,
         readings: app.policies.readings(),
-        limits: &app.limits,
+        limits: &limits,
         grant: policy.access.grant(peer.who(None)),
         now: std::time::Instant::now(),
+        door: Door::Lines,
     };
     // Terminals and Windows end lines with both.
-    let asked = parse_ask(line.strip_suffix(b"\r").unwrap_or(&line), None, &context);
+    let (asked, name) = {
+        let line = line.strip_suffix(b"\r").unwrap_or(&line);
+        let asked = parse_ask(line, None, &context);
+        // As over MQTT the line is part of the name: small devices use one id for all their prompts.
+        let id = asked.as_ref().ok().and_then(|asked| asked.id.as_deref());
+        let name = id.map(|id| Name::shared(id, &[line]));
+        (asked, name)
+    };
+    let served = app.model();
+    let fits = |asked| fits_a_line(asked, served.as_deref());
+    let asked = asked.and_then(fits).inspect_err(|error| {
+        let origin = Origin { id: error.id.clone(), ..Origin::new(Door::Lines) };
+        let client = Some(&context.grant.identity);
+        app.scheduler.traffic().turned_away(&origin, client, &error.refusal);
+    });
     drop((line, policy));
-    let answer = match asked.and_then(fits_a_line) {
+    let answer = match asked {
         Err(error) => error_object(error.id.as_deref(), &error.refusal),
         Ok(asked) => {
             let id = asked.id.clone();
-            match Box::pin(run(&app, asked, &out)).await {
+            match Box::pin(run(&app, asked, name, &out)).await {
                 Ok(answer) => answer,
                 Err(refusal) => error_object(id.as_deref(), &refusal),
             }
@@ -187,8 +212,8 @@ async fn answer(app: Arc<App>, peer: Peer, line: Vec<u8>, out: mpsc::Sender<Valu
     let _ = out.send(answer).await;
 }
 
-/// Refuses what only MQTT can do.
-fn fits_a_line(asked: Asked) -> Result<Asked, AskError> {
+/// Refuses what only MQTT can do, and another model than the one that is served.
+fn fits_a_line(asked: Asked, served: Option<&str>) -> Result<Asked, AskError> {
     let param = if asked.format == AnswerFormat::Text {
         "format"
     } else if asked.max_bytes.is_some() {
@@ -196,7 +221,10 @@ fn fits_a_line(asked: Asked) -> Result<Asked, AskError> {
     } else if asked.reply_to.is_some() {
         "reply_to"
     } else {
-        return Ok(asked);
+        return match asked.check_model(served) {
+            Ok(()) => Ok(asked),
+            Err(refusal) => Err(AskError { id: asked.id, ..AskError::from(refusal) }),
+        };
     };
     let message = format!(
         "`{param}` has a meaning over MQTT only; an answer here is one JSON object on one line"
@@ -205,16 +233,23 @@ fn fits_a_line(asked: Asked) -> Result<Asked, AskError> {
     Err(AskError { id: asked.id, ..AskError::from(refusal) })
 }
 
-async fn run(app: &App, asked: Asked, out: &mpsc::Sender<Value>) -> Result<Value, Refusal> {
-    asked.check_model(app.model().as_deref())?;
+async fn run(
+    app: &App,
+    asked: Asked,
+    name: Option<Name>,
+    out: &mpsc::Sender<Value>,
+) -> Result<Value, Refusal> {
     let (id, is_json) = (asked.id.as_deref(), asked.is_json());
     let wants = asked.submission.request.logprobs.is_some();
-    let mut ticket = app.scheduler.submit(asked.submission).await?;
+    let mut ticket = match name {
+        Some(name) => app.scheduler.submit_named(asked.submission, &name).await?,
+        None => app.scheduler.submit(asked.submission).await?,
+    };
     let (mut text, mut tokens) = (String::new(), Vec::new());
     let mut seq = 0_u64;
     loop {
         match ticket.next().await {
-            Some(Event::Queued { .. } | Event::Started | Event::Prefill { .. }) => {}
+            Some(Event::Queued { .. } | Event::Started { .. } | Event::Prefill { .. }) => {}
             Some(Event::Delta { text: piece, logprobs, .. }) => {
                 text.push_str(&piece);
                 if asked.stream && !(piece.is_empty() && logprobs.is_empty()) {
@@ -236,7 +271,7 @@ async fn run(app: &App, asked: Asked, out: &mpsc::Sender<Value>) -> Result<Value
                     model: &model,
                     node,
                     session: ticket.session(),
-                    attempt: 1,
+                    attempt: ticket.attempt(),
                 }
                 .to_object());
             }
@@ -246,9 +281,9 @@ async fn run(app: &App, asked: Asked, out: &mpsc::Sender<Value>) -> Result<Value
     }
 }
 
-fn too_long(limit: usize) -> Value {
+fn too_long(limit: usize) -> Refusal {
     let mut refusal =
         Refusal::new(Code::PayloadTooLarge, format!("the line has more than {limit} bytes"));
     refusal.limit = u64::try_from(limit).ok();
-    error_object(None, &refusal)
+    refusal
 }

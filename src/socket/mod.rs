@@ -10,12 +10,17 @@ mod bind;
 mod body;
 mod collect;
 mod connection;
+mod exposition;
+#[cfg(test)]
+mod fuzz_tests;
 mod guard;
 mod http;
 mod lines;
 mod metrics;
 mod ollama;
 mod openai;
+mod openapi;
+mod page;
 mod patience;
 mod prompts;
 mod queue;
@@ -23,19 +28,24 @@ mod reply;
 mod responses;
 mod running;
 mod stream;
+mod tls;
 mod voice;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::watch;
+
+use crate::board::Board;
 use crate::control::Control;
 use crate::scheduler::Scheduler;
-use crate::wire::{Limits, Policies};
+use crate::wire::{Broker, Limits, Policies};
 
 pub use bind::{BindError, Bound, bind, bind_tcp, inherited};
-pub use http::serve;
+pub use http::{serve, serve_metrics};
 pub use lines::serve as serve_lines;
+pub use tls::{Tls, TlsFiles};
 
 /// What the operator says of the sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +56,8 @@ pub struct Config {
     pub lines_path: Option<PathBuf>,
     /// Where HTTP is spoken over TCP; `None` switches it off.
     pub tcp: Option<SocketAddr>,
+    /// What is encrypted with there.
+    pub tls: Option<TlsFiles>,
     /// Who may connect, as file permissions: writing is connecting.
     pub mode: u32,
 }
@@ -53,7 +65,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         // Owner and group: whoever is in the group `promptd` may ask.
-        Config { path: None, lines_path: None, tcp: None, mode: 0o660 }
+        Config { path: None, lines_path: None, tcp: None, tls: None, mode: 0o660 }
     }
 }
 
@@ -96,10 +108,15 @@ pub struct App {
     control: Option<Control>,
     limits: Limits,
     node: Option<String>,
+    broker: Option<watch::Receiver<Broker>>,
     patience: Patience,
     running: running::Running,
+    /// The board whose memory and temperature the metrics tell.
+    board: Board,
     /// Names of this machine that TCP clients may use.
     hosts: Vec<String>,
+    /// Whether TCP clients get the page.
+    page: bool,
     /// Seconds since 1970 at the start: the `created` of the model.
     started: u64,
 }
@@ -119,9 +136,12 @@ impl App {
             control: None,
             limits,
             node,
+            broker: None,
             patience: Patience::default(),
             running,
+            board: Board::default(),
             hosts: Vec::new(),
+            page: false,
             started: unix_seconds(),
         }
     }
@@ -133,10 +153,24 @@ impl App {
         self
     }
 
+    /// The same on another board.
+    #[must_use]
+    pub fn with_board(mut self, board: Board) -> Self {
+        self.board = board;
+        self
+    }
+
     /// The same with names of this machine that TCP clients may use.
     #[must_use]
     pub fn with_hosts(mut self, hosts: Vec<String>) -> Self {
         self.hosts = hosts;
+        self
+    }
+
+    /// The same with the built-in page for TCP clients.
+    #[must_use]
+    pub fn with_page(mut self, page: bool) -> Self {
+        self.page = page;
         self
     }
 
@@ -145,6 +179,18 @@ impl App {
     pub fn with_control(mut self, control: Control) -> Self {
         self.control = Some(control);
         self
+    }
+
+    /// The same with an eye on the broker, where there is one, whose state stands in the status.
+    #[must_use]
+    pub fn with_broker(mut self, broker: Option<watch::Receiver<Broker>>) -> Self {
+        self.broker = broker;
+        self
+    }
+
+    /// How large requests may be at present.
+    fn limits(&self) -> Limits {
+        self.policies.limits(&self.limits)
     }
 
     /// The served model's name, once it is known.

@@ -27,6 +27,17 @@ pub(super) enum Api {
 }
 
 impl Api {
+    /// Where it is spoken.
+    pub(super) fn path(self) -> &'static str {
+        match self {
+            Api::Chat => "/v1/chat/completions",
+            Api::Completion => "/v1/completions",
+            Api::Responses => "/v1/responses",
+            Api::OllamaChat => "/api/chat",
+            Api::OllamaGenerate => "/api/generate",
+        }
+    }
+
     /// What the ids of its answers begin with.
     pub(super) fn prefix(self) -> &'static str {
         match self {
@@ -49,6 +60,8 @@ pub(super) struct Head {
     pub(super) logprobs: bool,
     /// The conversation that it continues.
     pub(super) session: Option<InSession>,
+    /// Which service since it was accepted gives it.
+    pub(super) attempt: u32,
 }
 
 impl Head {
@@ -132,6 +145,12 @@ impl Head {
         });
         if let (Some(object), Some(session)) = (object.as_object_mut(), &self.session) {
             object.extend(session_fields(session));
+        }
+        if finish.usage.forgotten > 0 {
+            object["forgotten"] = finish.usage.forgotten.into();
+        }
+        if self.attempt > 1 {
+            object["attempt"] = self.attempt.into();
         }
         object
     }

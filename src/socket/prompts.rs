@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
+use hyper::header::{HeaderName, HeaderValue};
 use hyper::{HeaderMap, Request, Response};
 use serde_json::{Map, Value};
 
@@ -16,7 +17,13 @@ use super::responses;
 use super::stream::Stream;
 use super::voice::Voice;
 use super::{App, body, unix_seconds};
+use crate::request::{Door, Identity, Origin, Refusal};
+use crate::scheduler::Name;
 use crate::wire::{self, AskError, Asked, Context, OllamaAsked};
+
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// The longest idempotency key: that of the services that made the header known.
+pub(super) const LONGEST_KEY: usize = 255;
 
 /// What a request asks.
 enum Wanted {
@@ -35,48 +42,67 @@ pub(super) async fn complete(
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, Fault> {
     let (key, wait) = (bearer(request.headers()), willing_to_wait(request.headers()));
+    let name = idempotency_key(request.headers())?;
     let policy = app.policies.current();
     let grant = policy.access.grant(peer.who(key.as_deref()));
-    // Who may not ask is told so before a byte of the request is read.
-    grant.check_allowed().map_err(|refusal| Fault::from(refusal).closing())?;
+    let client = grant.identity.clone();
+    let refused = |refusal: &Refusal| turned_away(app, &client, refusal);
     let body = request.into_body();
-    let bytes = body::read(body, app.limits.payload_bytes, app.patience.body).await?;
+    let limits = app.limits();
+    let bytes = body::read(body, limits.payload_bytes, app.patience.body).await;
+    let bytes = bytes.inspect_err(|fault| refused(fault.refusal()))?;
     let _work = activity.begin();
     let context = Context {
         profiles: &policy.profiles,
         readings: app.policies.readings(),
-        limits: &app.limits,
+        limits: &limits,
         grant,
         now: std::time::Instant::now(),
+        door: Door::Http,
     };
-    let wanted = read(api, &bytes, &context).map_err(|error| Fault::from(*error.refusal))?;
+    let wanted = read(api, &bytes, &context).inspect_err(|error| refused(&error.refusal));
+    let wanted = wanted.map_err(|error| Fault::from(*error.refusal))?;
+    let name = name.map(|name| Name::of_one(&name, &[api.path().as_bytes(), &bytes]));
     drop(bytes);
     let (asked, echo) = match wanted {
         Wanted::Answer(asked, echo) => (*asked, echo),
         Wanted::Load(name) => return load(app, api, name).await,
     };
-    asked.check_model(app.model().as_deref())?;
+    asked.check_model(app.model().as_deref()).inspect_err(refused)?;
     let logprobs = asked.submission.request.logprobs.is_some();
     let mut submission = asked.submission;
     if !asked.stream {
         submission.timeout = submission.timeout.into_iter().chain(wait).min();
     }
-    let ticket = app.scheduler.submit(submission).await?;
-    let entry = app.running.enter(ticket.id(), peer, api.prefix());
+    let ticket = match name {
+        Some(name) => app.scheduler.submit_named(submission, &name).await?,
+        None => app.scheduler.submit(submission).await?,
+    };
+    let entry = app.running.enter((ticket.id(), ticket.lasting_number()), peer, api.prefix());
     let model = app.model().unwrap_or_else(|| "promptd".to_owned());
-    let session = ticket.session().cloned();
+    let (session, attempt) = (ticket.session().cloned(), ticket.attempt());
+    let repeated = ticket.is_repeated();
     let (id, created) = (entry.public().to_owned(), unix_seconds());
-    let head = Head { api, id, created, model, logprobs, session };
+    let head = Head { api, id, created, model, logprobs, session, attempt };
     let style = Style { head, echo, include_usage: asked.include_usage, named: asked.echo_model };
     if asked.stream {
         let kind = style.content_type();
         let voice = style.voice();
         let stream = Stream::new(voice, ticket, entry, asked.echo.as_deref(), app.patience.ping);
-        return Ok(response(200, kind, Reply::stream(stream)));
+        return Ok(marked(response(200, kind, Reply::stream(stream)), repeated));
     }
     let mut whole = collect::whole(ticket).await?;
     whole.text.insert_str(0, &asked.echo.unwrap_or_default());
-    Ok(json_response(200, &style.whole(&whole)))
+    Ok(marked(json_response(200, &style.whole(&whole)), repeated))
+}
+
+/// Says of an answer that it was given before, in the header that others use for it.
+fn marked(mut response: Response<Reply>, repeated: bool) -> Response<Reply> {
+    if repeated {
+        let header = HeaderName::from_static("idempotent-replayed");
+        response.headers_mut().insert(header, HeaderValue::from_static("true"));
+    }
+    response
 }
 
 fn read(api: Api, bytes: &[u8], context: &Context<'_>) -> Result<Wanted, AskError> {
@@ -93,6 +119,11 @@ fn read(api: Api, bytes: &[u8], context: &Context<'_>) -> Result<Wanted, AskErro
         Api::OllamaChat => wire::parse_ollama_chat(bytes, context).map(ollama),
         Api::OllamaGenerate => wire::parse_ollama_generate(bytes, context).map(ollama),
     }
+}
+
+/// Counts and logs a request that does not reach the scheduler.
+pub(super) fn turned_away(app: &App, client: &Identity, refusal: &Refusal) {
+    app.scheduler.traffic().turned_away(&Origin::new(Door::Http), Some(client), refusal);
 }
 
 /// Has the model loaded, for a client of Ollama's that asks nothing.
@@ -150,7 +181,7 @@ impl Style {
 
 /// How long a client says that it waits for a whole answer: `Prefer: wait=10` (RFC 7240), or the time limit that OpenAI's
 /// clients set for themselves and tell.
-fn willing_to_wait(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn willing_to_wait(headers: &HeaderMap) -> Option<Duration> {
     let text = |name| headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     let preferred = text("prefer").flat_map(|value| value.split(',')).filter_map(|preference| {
         let (name, seconds) = preference.split_once('=')?;
@@ -161,6 +192,26 @@ fn willing_to_wait(headers: &HeaderMap) -> Option<Duration> {
     // What is no time, or none worth the name, is no wish.
     let times = seconds.filter_map(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
     times.filter(|time| !time.is_zero()).min()
+}
+
+/// The name that a client gives to its request, to have it answered once however often it sends it
+/// (draft-ietf-httpapi-idempotency-key-header).
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).into_iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let text = value
+        .to_str()
+        .ok()
+        .map(str::trim)
+        .filter(|text| (1..=LONGEST_KEY).contains(&text.len()))
+        .filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic()) && values.next().is_none());
+    let Some(text) = text else {
+        let message = format!(
+            "an idempotency key has 1 to {LONGEST_KEY} visible ASCII characters, and a request one of them"
+        );
+        return Err(Refusal::bad_request(message).with_param("Idempotency-Key"));
+    };
+    Ok(Some(text.to_owned()))
 }
 
 /// The API key of a request, if there is one.

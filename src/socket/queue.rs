@@ -67,7 +67,7 @@ mod tests {
         let running = Running::default();
         let grant = |uid: u32| Grant::all(Identity(format!("uid:{uid}")));
         let entry = running.enter(
-            PromptId(4),
+            (PromptId(4), None),
             &Peer { uid: Some(7), gid: None, tcp: false, name: None },
             "cmpl",
         );

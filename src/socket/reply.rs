@@ -103,6 +103,11 @@ impl From<Refusal> for Fault {
 }
 
 impl Fault {
+    /// The refusal in it.
+    pub(super) fn refusal(&self) -> &Refusal {
+        &self.refusal
+    }
+
     /// There is nothing at this path.
     pub(super) fn no_path(path: &str) -> Self {
         let shown: String = path.chars().take(100).collect();
@@ -118,27 +123,14 @@ impl Fault {
         let shown: String = method.as_str().chars().take(20).collect();
         let refusal =
             Refusal::bad_request(format!("the method {shown} is not possible here; {allow} is"));
-        Fault {
-            status: 405,
-            code: "method_not_allowed",
-            refusal: Box::new(refusal),
-            allow: Some(allow),
-            close: false,
-            plain: false,
-        }
+        let (status, code, allow) = (405, "method_not_allowed", Some(allow));
+        Fault { status, code, allow, ..Fault::from(refusal) }
     }
 
     /// The body did not arrive in time.
     pub(super) fn slow_body() -> Self {
         let refusal = Refusal::new(Code::Timeout, "the request's body did not arrive in time");
-        Fault {
-            status: 408,
-            code: "timeout",
-            refusal: Box::new(refusal),
-            allow: None,
-            close: true,
-            plain: false,
-        }
+        Fault { status: 408, close: true, ..Fault::from(refusal) }
     }
 
     /// Ends the connection with the response: what the client still sends cannot be understood.

@@ -12,7 +12,15 @@ pub(super) struct Running {
     /// Distinguishes this run of the service, so that an id from before a restart never means a new prompt.
     run: u32,
     // A std lock: held for one map operation, never across an await.
-    prompts: Arc<Mutex<HashMap<PromptId, (Peer, String)>>>,
+    prompts: Arc<Mutex<HashMap<PromptId, Asked>>>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    peer: Peer,
+    public: String,
+    /// Requests that wait for its answer: several, where it was asked again under its name.
+    requests: usize,
 }
 
 impl Default for Running {
@@ -26,30 +34,35 @@ impl Default for Running {
 
 impl Running {
     /// Enters a prompt; it is in the register until the entry is dropped.
-    pub(super) fn enter(&self, id: PromptId, peer: &Peer, prefix: &str) -> Entry {
-        let public = format!("{prefix}-{:08x}-{}", self.run, id.0);
+    /// `lasting` is the number of one that has a name: its id is the same whenever it is asked again.
+    pub(super) fn enter(
+        &self,
+        (id, lasting): (PromptId, Option<u64>),
+        peer: &Peer,
+        prefix: &str,
+    ) -> Entry {
+        let public = match lasting {
+            Some(number) => format!("{prefix}-{number:016x}"),
+            None => format!("{prefix}-{:08x}-{}", self.run, id.0),
+        };
         let mut prompts = self.prompts.lock().unwrap_or_else(PoisonError::into_inner);
-        prompts.insert(id, (peer.clone(), public.clone()));
+        let new = || Asked { peer: peer.clone(), public: public.clone(), requests: 0 };
+        prompts.entry(id).or_insert_with(new).requests += 1;
         drop(prompts);
         Entry { running: self.clone(), id, public }
     }
 
     /// The prompt with a public id, and who asked it.
     pub(super) fn find(&self, public: &str) -> Option<(PromptId, Peer)> {
-        let mut parts = public.splitn(3, '-');
-        let (prefix, run, number) = (parts.next()?, parts.next()?, parts.next()?);
-        let right = matches!(prefix, "chatcmpl" | "cmpl" | "resp" | "ollama")
-            && u32::from_str_radix(run, 16) == Ok(self.run);
-        let id = PromptId(number.parse().ok().filter(|_| right)?);
-        let (peer, _) =
-            self.prompts.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()?;
-        Some((id, peer))
+        let prompts = self.prompts.lock().unwrap_or_else(PoisonError::into_inner);
+        let (id, asked) = prompts.iter().find(|(_, asked)| asked.public == public)?;
+        Some((*id, asked.peer.clone()))
     }
 
     /// The public id of a prompt that runs.
     pub(super) fn public_of(&self, id: PromptId) -> Option<String> {
         let prompts = self.prompts.lock().unwrap_or_else(PoisonError::into_inner);
-        prompts.get(&id).map(|(_, public)| public.clone())
+        prompts.get(&id).map(|asked| asked.public.clone())
     }
 }
 
@@ -70,7 +83,13 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.running.prompts.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        let mut prompts = self.running.prompts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(asked) = prompts.get_mut(&self.id) {
+            asked.requests -= 1;
+            if asked.requests == 0 {
+                prompts.remove(&self.id);
+            }
+        }
     }
 }
 
@@ -82,9 +101,9 @@ mod tests {
     fn found_while_it_runs() {
         let running = Running::default();
         let peer = Peer { uid: Some(7), gid: Some(7), tcp: false, name: None };
-        let entry = running.enter(PromptId(12), &peer, "chatcmpl");
+        let entry = running.enter((PromptId(12), None), &peer, "chatcmpl");
         let public = entry.public().to_owned();
-        assert_eq!(running.find(&public), Some((PromptId(12), peer)));
+        assert_eq!(running.find(&public), Some((PromptId(12), peer.clone())));
         for stranger in [
             "",
             "-",
@@ -97,6 +116,15 @@ mod tests {
             assert_eq!(running.find(stranger), None, "{stranger}");
         }
         drop(entry);
+        assert_eq!(running.find(&public), None);
+        // Asked twice under a name, it is one prompt with one id, until the last has gone.
+        let twice = [(); 2].map(|()| running.enter((PromptId(13), Some(0xabc)), &peer, "cmpl"));
+        let public = twice[0].public().to_owned();
+        assert_eq!((public.as_str(), twice[1].public()), ("cmpl-0000000000000abc", &*public));
+        let [first, second] = twice;
+        drop(first);
+        assert_eq!(running.find(&public), Some((PromptId(13), peer)));
+        drop(second);
         assert_eq!(running.find(&public), None);
     }
 }

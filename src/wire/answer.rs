@@ -1,9 +1,11 @@
 //! Writes promptd's own answers: the final object, the error object, pieces of a stream and progress.
 
-use serde_json::{Map, Value, json};
+use std::time::Duration;
 
-use super::PROTOCOL;
+use serde_json::{Map, Value};
+
 use super::logprobs::chat as chat_logprobs;
+use super::{PROTOCOL, payload};
 use crate::request::{Event, Finish, FinishReason, Refusal, TokenLogprob};
 use crate::scheduler::InSession;
 
@@ -35,35 +37,36 @@ impl Answer<'_> {
     /// text was cut off by `max_tokens` or the end of the context.
     pub fn to_object(&self) -> Value {
         let Finish { reason, usage, timings, seed } = self.finish;
-        let mut object = head(self.id, "ok");
-        object.insert("text".into(), self.text.into());
-        if let Some(value) = Some(self.text)
+        let json = Some(self.text)
             .filter(|_| self.is_json)
-            .and_then(|text| serde_json::from_str(text).ok())
-        {
-            object.insert("json".into(), value);
-        }
-        object.extend(self.logprobs.map(|tokens| ("logprobs".to_owned(), chat_logprobs(tokens))));
-        object.insert("finish".into(), reason.as_str().into());
-        object.insert("model".into(), self.model.into());
-        if let Some(session) = self.session {
-            object.extend(session_fields(session));
-        }
-        object.insert("seed".into(), (*seed).into());
-        if self.attempt > 1 {
-            object.insert("attempt".into(), self.attempt.into());
-        }
-        object.insert(
-            "usage".into(),
-            json!({"prompt": usage.prompt, "cached": usage.cached, "completion": usage.completion}),
-        );
-        object.insert("ms".into(), milliseconds(self.finish));
-        object.insert("tps".into(), rounded(timings.tokens_per_second(usage)).into());
-        if let Some(node) = self.node {
-            object.insert("node".into(), node.into());
-        }
-        object.insert("truncated".into(), (*reason == FinishReason::Length).into());
-        Value::Object(object)
+            .and_then(|text| serde_json::from_str(text).ok());
+        payload::value(&payload::Answer {
+            v: PROTOCOL,
+            id: self.id,
+            status: "ok",
+            text: self.text,
+            json,
+            logprobs: self.logprobs.map(chat_logprobs),
+            finish: reason.as_str(),
+            model: self.model,
+            session: self.session.map(|session| payload::Conversation {
+                session: &session.name,
+                session_turns: session.turns,
+                session_dropped: session.dropped,
+            }),
+            seed: *seed,
+            attempt: Some(self.attempt).filter(|attempt| *attempt > 1),
+            usage: payload::Usage {
+                prompt: usage.prompt,
+                cached: usage.cached,
+                completion: usage.completion,
+                forgotten: Some(usage.forgotten).filter(|forgotten| *forgotten > 0),
+            },
+            ms: times(self.finish),
+            tps: rounded(timings.tokens_per_second(usage)),
+            node: self.node,
+            truncated: *reason == FinishReason::Length,
+        })
     }
 }
 
@@ -78,92 +81,76 @@ pub(crate) fn session_fields(session: &InSession) -> Map<String, Value> {
 
 /// The object that says why there is no answer.
 pub fn error_object(id: Option<&str>, refusal: &Refusal) -> Value {
-    let mut object = head(id, "error");
-    object.insert("code".into(), refusal.code.as_str().into());
-    object.insert("message".into(), refusal.message.as_str().into());
-    if let Some(param) = &refusal.param {
-        object.insert("param".into(), param.as_str().into());
-    }
-    object.extend(numbers(refusal));
-    Value::Object(object)
+    payload::value(&payload::Error {
+        v: PROTOCOL,
+        id,
+        status: "error",
+        code: refusal.code.as_str(),
+        message: &refusal.message,
+        param: refusal.param.as_deref(),
+        numbers: numbers_of(refusal),
+    })
 }
 
 /// The numbers of a refusal, under the names all doors use.
 pub(crate) fn numbers(refusal: &Refusal) -> Map<String, Value> {
-    let mut object = Map::new();
-    if let Some(after) = refusal.retry_after {
-        object.insert(
-            "retry_after_ms".into(),
-            u64::try_from(after.as_millis()).unwrap_or(u64::MAX).into(),
-        );
+    match payload::value(&numbers_of(refusal)) {
+        Value::Object(map) => map,
+        _ => Map::new(),
     }
-    if let Some(limit) = refusal.limit {
-        object.insert("limit".into(), limit.into());
-    }
-    if let Some(have) = refusal.have {
-        object.insert("have".into(), have.into());
-    }
-    object
+}
+
+fn numbers_of(refusal: &Refusal) -> payload::Numbers {
+    let ms = |after: Duration| u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+    let (limit, have) = (refusal.limit, refusal.have);
+    payload::Numbers { retry_after_ms: refusal.retry_after.map(ms), limit, have }
 }
 
 /// A piece of a streamed answer, the `seq`-th from 0. The id stands in it where several streams share one way, and the
 /// log probabilities of its tokens where there are any.
 pub fn stream_piece(id: Option<&str>, seq: u64, text: &str, logprobs: &[TokenLogprob]) -> Value {
-    let mut object = Map::new();
-    object.extend(id.map(|id| ("id".to_owned(), Value::from(id))));
-    object.insert("seq".into(), seq.into());
-    object.insert("d".into(), text.into());
-    if !logprobs.is_empty() {
-        object.insert("logprobs".into(), chat_logprobs(logprobs));
-    }
-    Value::Object(object)
+    let logprobs = (!logprobs.is_empty()).then(|| chat_logprobs(logprobs));
+    payload::value(&payload::StreamPiece { id, seq, d: text, logprobs })
 }
 
 /// The end of a stream. `n` is how many messages the stream had, this one included, so that a client can see whether it
 /// lost one; `error` holds the code if the answer failed on the way.
 pub fn stream_end(id: Option<&str>, seq: u64, failed: Option<&Refusal>) -> Value {
-    let mut object = Map::new();
-    object.extend(id.map(|id| ("id".to_owned(), Value::from(id))));
-    object.insert("seq".into(), seq.into());
-    object.insert("end".into(), true.into());
-    object.insert("n".into(), seq.saturating_add(1).into());
-    object.extend(failed.map(|refusal| ("error".to_owned(), Value::from(refusal.code.as_str()))));
-    Value::Object(object)
+    let (n, error) = (seq.saturating_add(1), failed.map(|refusal| refusal.code.as_str()));
+    payload::value(&payload::StreamEnd { id, seq, end: true, n, error })
 }
 
 /// Where a prompt is: `None` says that it was accepted and waits. Only the first piece of text is news, so the caller
 /// sends `decoding` once; final events are no progress.
 pub fn progress_object(id: Option<&str>, event: Option<&Event>) -> Option<Value> {
-    let mut object = Map::new();
-    object.extend(id.map(|id| ("id".to_owned(), Value::from(id))));
-    match event {
-        None => {
-            object.insert("state".into(), "queued".into());
-        }
-        Some(Event::Queued { position, eta }) => {
-            let eta_ms = u64::try_from(eta.as_millis()).unwrap_or(u64::MAX);
-            object.insert("state".into(), "queued".into());
-            object.insert("position".into(), (*position).into());
-            object.insert("eta_ms".into(), eta_ms.into());
-        }
+    let stage = match event {
+        None => payload::Stage::Queued { position: None, eta_ms: None },
+        Some(Event::Queued { position, eta }) => payload::Stage::Queued {
+            position: Some(*position),
+            eta_ms: Some(u64::try_from(eta.as_millis()).unwrap_or(u64::MAX)),
+        },
         Some(Event::Prefill { done, total }) => {
-            object.insert("state".into(), "prefill".into());
-            object.insert("done".into(), (*done).into());
-            object.insert("total".into(), (*total).into());
+            payload::Stage::Prefill { done: *done, total: *total }
         }
-        Some(Event::Delta { .. }) => {
-            object.insert("state".into(), "decoding".into());
-        }
-        Some(Event::Started | Event::Finished(_) | Event::Failed(_)) => return None,
-    }
-    Some(Value::Object(object))
+        Some(Event::Delta { .. }) => payload::Stage::Decoding,
+        Some(Event::Started { .. } | Event::Finished(_) | Event::Failed(_)) => return None,
+    };
+    Some(payload::value(&payload::Progress { id, stage }))
 }
 
 /// Where the time went, in milliseconds.
 pub(crate) fn milliseconds(finish: &Finish) -> Value {
-    let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    payload::value(&times(finish))
+}
+
+fn times(finish: &Finish) -> payload::Milliseconds {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let timings = &finish.timings;
-    json!({"queue": ms(timings.queue), "prefill": ms(timings.prefill), "decode": ms(timings.decode)})
+    payload::Milliseconds {
+        queue: ms(timings.queue),
+        prefill: ms(timings.prefill),
+        decode: ms(timings.decode),
+    }
 }
 
 /// Two digits behind the point: more would be noise.
@@ -171,17 +158,9 @@ pub(crate) fn rounded(number: f64) -> f64 {
     (number * 100.0).round() / 100.0
 }
 
-fn head(id: Option<&str>, status: &str) -> Map<String, Value> {
-    let mut object = Map::new();
-    object.insert("v".into(), PROTOCOL.into());
-    object.extend(id.map(|id| ("id".to_owned(), Value::from(id))));
-    object.insert("status".into(), status.into());
-    object
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use serde_json::json;
 
     use super::*;
     use crate::request::{Code, Timings, Usage};
@@ -194,7 +173,7 @@ mod tests {
         };
         Finish {
             reason,
-            usage: Usage { prompt: 41, cached: 38, completion: 9 },
+            usage: Usage { prompt: 41, cached: 38, completion: 9, forgotten: 0 },
             timings,
             seed: u64::MAX,
         }

@@ -9,7 +9,7 @@ use super::known::{Kind, refuse_not_done, refuse_unknown};
 use super::names::{check_id, shown};
 use super::profile::Profile;
 use super::{AnswerFormat, AskError, Asked, Context, PROTOCOL, messages, tools};
-use crate::request::{Code, Input, Message, Refusal, Request, Role, Submission};
+use crate::request::{Code, Input, Message, Origin, Refusal, Request, Role, Submission};
 
 /// Reads promptd's own request. A payload whose first visible character is `{` is JSON, and nothing else if it is
 /// malformed; any other is the prompt itself, as UTF-8 text.
@@ -102,7 +102,8 @@ pub(super) fn read(
     let asked = || -> Result<Asked, Refusal> {
         refuse_not_done(&fields, kind)?;
         let (id, reply_to) = (id?, reply_to?);
-        let asked = read_checked(&fields, kind, profile, context)?;
+        let mut asked = read_checked(&fields, kind, profile, context)?;
+        asked.submission.origin.id.clone_from(&id);
         let asked = Asked { id, reply_to, format: format?, max_bytes: max_bytes?, ..asked };
         check_logprobs_fit(&asked)?;
         Ok(asked)
@@ -135,8 +136,9 @@ fn read_checked(
         profile.check_client(name, &context.grant.identity)?;
         profile.check_fixed(name, fields.names().filter(|name| fields.get(name).is_some()))?;
     }
-    let Generation { sampling, max_tokens, stop, constraint, logprobs, priority, timeout } =
-        generation::read(fields, kind, profile, context.limits)?;
+    let how = generation::read(fields, kind, profile, context.limits)?;
+    let Generation { sampling, max_tokens, stop, stop_token_ids, context_overflow, .. } = how;
+    let Generation { constraint, logprobs, priority, timeout, .. } = how;
     let input = match kind {
         Kind::Completion => completion(fields, profile)?,
         Kind::Chat | Kind::Ask => conversation(fields, kind, profile, context)?,
@@ -166,7 +168,17 @@ fn read_checked(
     } else {
         priority.min(context.grant.priority)
     };
-    let request = Request { input, sampling, max_tokens, stop, constraint, logprobs, tools };
+    let request = Request {
+        input,
+        sampling,
+        max_tokens,
+        stop,
+        stop_token_ids,
+        context_overflow,
+        constraint,
+        logprobs,
+        tools,
+    };
     Ok(Asked {
         submission: Submission {
             request,
@@ -175,8 +187,10 @@ fn read_checked(
             timeout,
             quota: context.grant.quota,
             session,
+            profile: named.map(str::to_owned),
             recorded: None,
             again: None,
+            origin: Origin { profile: named.map(str::to_owned), ..Origin::new(context.door) },
         },
         id: None,
         stream: fields.boolean("stream")?.unwrap_or(false),

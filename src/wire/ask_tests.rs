@@ -21,6 +21,7 @@ fn with<T>(run: impl FnOnce(&Context<'_>) -> T) -> T {
         readings: &Readings::default(),
         grant: Grant::all(Identity("test".to_owned())),
         now: Instant::now(),
+        door: crate::request::Door::Lines,
     })
 }
 
@@ -494,6 +495,7 @@ fn payloads_over_the_limit() {
         readings: &Readings::default(),
         grant: Grant::all(Identity(String::new())),
         now: Instant::now(),
+        door: crate::request::Door::Lines,
     };
     let refusal = parse_ask(b"12345678901", None, &context).unwrap_err().refusal;
     assert_eq!(

@@ -11,7 +11,7 @@ use super::known::{Kind, refuse_unknown};
 use super::limits::Limits;
 use super::names::shown;
 use super::profile::{Profile, priority_by_name};
-use crate::request::{Code, Constraint, Priority, Refusal, Sampling};
+use crate::request::{Code, Constraint, ContextOverflow, Priority, Refusal, Sampling};
 
 /// How the answer is made.
 #[derive(Clone, Debug)]
@@ -19,6 +19,8 @@ pub(super) struct Generation {
     pub(super) sampling: Sampling,
     pub(super) max_tokens: Option<u32>,
     pub(super) stop: Vec<String>,
+    pub(super) stop_token_ids: Vec<u32>,
+    pub(super) context_overflow: ContextOverflow,
     pub(super) constraint: Constraint,
     pub(super) logprobs: Option<u8>,
     pub(super) priority: Priority,
@@ -40,6 +42,8 @@ pub(super) fn read(
         sampling: sampling(fields, given, limits)?,
         max_tokens: max_tokens(fields)?.or(given.max_tokens),
         stop: stop(fields, limits)?.unwrap_or_else(|| given.stop.clone()),
+        stop_token_ids: stop_token_ids(fields, limits)?,
+        context_overflow: context_overflow(fields)?,
         constraint: held(constraint(fields, limits)?, profile)?,
         logprobs: logprobs(fields, kind)?,
         priority: priority(fields)?.or(given.priority).unwrap_or_default(),
@@ -163,6 +167,34 @@ fn stop(fields: &Fields<'_>, limits: &Limits) -> Result<Option<Vec<String>>, Ref
             strings(stops, "stop", limits.stop_strings, limits.stop_bytes).map(Some)
         }
         Some(other) => Err(fields.wrong("stop", "a string or an array of strings", other)),
+    }
+}
+
+/// Token ids that end the answer, under the name that vLLM gives the field.
+fn stop_token_ids(fields: &Fields<'_>, limits: &Limits) -> Result<Vec<u32>, Refusal> {
+    const NAME: &str = "stop_token_ids";
+    let list = fields.array(NAME)?.unwrap_or_default();
+    if list.len() > limits.stop_strings {
+        let (most, have) = (limits.stop_strings, list.len());
+        let message = format!("`{NAME}` has {have} token ids; {most} are possible");
+        let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let refusal = Refusal::bad_request(message).with_param(NAME);
+        return Err(refusal.with_limit(number(most), number(have)));
+    }
+    let read = |(i, value): (usize, &Value)| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| super::fields::wrong(&format!("{NAME}[{i}]"), "a token id", value))
+    };
+    list.iter().enumerate().map(read).collect()
+}
+
+fn context_overflow(fields: &Fields<'_>) -> Result<ContextOverflow, Refusal> {
+    match fields.string("context_overflow")? {
+        None | Some("stop") => Ok(ContextOverflow::Stop),
+        Some("slide") => Ok(ContextOverflow::Slide),
+        Some(other) => {
+            Err(fields.wrong("context_overflow", "\"stop\" or \"slide\"", &Value::from(other)))
+        }
     }
 }
 

@@ -18,6 +18,7 @@ fn with<T>(read: impl FnOnce(&Context<'_>) -> T) -> T {
         readings: &Readings::default(),
         grant: Grant::all(Identity("u".to_owned())),
         now: Instant::now(),
+        door: crate::request::Door::Lines,
     })
 }
 
@@ -133,5 +134,28 @@ fn grammars_are_one_form_among_the_others() {
         json!({"grammar": "x".repeat(65_537)}),
     ] {
         assert_eq!(refused(ask(&fields)).0, "bad_request", "{fields}");
+    }
+}
+
+#[test]
+fn ends_by_token_and_contexts_that_slide() {
+    let request = |fields: &Value| ask(fields).unwrap().submission.request;
+    let plain = request(&json!({}));
+    assert_eq!(plain.stop_token_ids, [0_u32; 0]);
+    assert_eq!(plain.context_overflow, ContextOverflow::Stop);
+    let fields = json!({"stop_token_ids": [2, 7], "context_overflow": "slide"});
+    for asked in [ask(&fields), chat(&fields), completion(&fields)] {
+        let request = asked.unwrap().submission.request;
+        assert_eq!(request.stop_token_ids, [2, 7]);
+        assert_eq!(request.context_overflow, ContextOverflow::Slide);
+    }
+    for (fields, param) in [
+        (json!({"stop_token_ids": 2}), "stop_token_ids"),
+        (json!({"stop_token_ids": [-1]}), "stop_token_ids[0]"),
+        (json!({"stop_token_ids": vec![1; 17]}), "stop_token_ids"),
+        (json!({"context_overflow": "cut"}), "context_overflow"),
+        (json!({"context_overflow": true}), "context_overflow"),
+    ] {
+        assert_eq!(refused(ask(&fields)), ("bad_request", param.to_owned()), "{fields}");
     }
 }

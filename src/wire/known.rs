@@ -122,6 +122,8 @@ static FIELDS: &[Field] = &[
     done("min_p", ALL),
     done("seed", ALL),
     done("stop", ALL),
+    done("stop_token_ids", ALL),
+    done("context_overflow", ALL),
     done("response_format", ALL),
     done("regex", ALL),
     done("choices", ALL),
@@ -173,6 +175,21 @@ static FIELDS: &[Field] = &[
     only("web_search_options", CHATS, |_| false),
     only("moderation", ALL, |_| false),
 ];
+
+/// The names of the fields of a `chat` or a `completion` request.
+#[cfg(test)]
+pub(crate) fn of_kind(kind: &str) -> Vec<&'static str> {
+    let kind = if kind == "chat" { Kind::Chat } else { Kind::Completion };
+    FIELDS.iter().filter(|field| field.kinds.contains(&kind)).map(|field| field.name).collect()
+}
+
+/// The names of the fields that promptd's own request may have, whatever their values.
+#[cfg(test)]
+pub(super) fn done_in_ask() -> impl Iterator<Item = &'static str> {
+    // What is only passed over accepts no object.
+    let fields = FIELDS.iter().filter(|field| field.kinds.contains(&Kind::Ask));
+    fields.filter(|field| (field.accepts)(&Value::from("?!"))).map(|field| field.name)
+}
 
 /// The names of all fields.
 #[cfg(test)]

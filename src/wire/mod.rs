@@ -9,8 +9,13 @@
 
 mod answer;
 mod ask;
+mod asyncapi;
 mod calls;
+mod cbor;
+mod describe;
 mod fields;
+#[cfg(test)]
+mod fuzz_tests;
 mod generation;
 mod known;
 mod limits;
@@ -18,6 +23,7 @@ mod logprobs;
 mod messages;
 mod names;
 mod ollama;
+pub(crate) mod payload;
 mod policy;
 mod profile;
 mod readings;
@@ -28,12 +34,17 @@ mod tools;
 use std::time::Instant;
 
 use crate::identity::Grant;
-use crate::request::{Code, Constraint, Refusal, Submission};
+use crate::request::{Code, Constraint, Door, Refusal, Submission};
 
 pub use answer::{Answer, error_object, progress_object, stream_end, stream_piece};
 pub(crate) use answer::{milliseconds, numbers as refusal_numbers, rounded, session_fields};
 pub use ask::{parse_ask, parse_chat, parse_completion};
+pub use asyncapi::asyncapi;
 pub use calls::{CallReader, Part, split_calls};
+pub use cbor::{cbor_to_json, json_to_cbor};
+pub use describe::payload_schemas;
+#[cfg(test)]
+pub(crate) use known::of_kind as field_names;
 pub use limits::Limits;
 pub(crate) use logprobs::{chat as chat_logprobs, completion as completion_logprobs};
 pub use names::check_id;
@@ -42,7 +53,7 @@ pub use policy::{Policies, Policy};
 pub use profile::{Profile, Profiles};
 pub use readings::{ContextTopic, Readings};
 pub use responses::parse_response;
-pub use status::status_object;
+pub use status::{Broker, broker_object, status_object};
 
 /// The version of promptd's own JSON, in requests and answers.
 pub const PROTOCOL: u64 = 1;
@@ -60,6 +71,8 @@ pub struct Context<'a> {
     pub grant: Grant,
     /// When the request came.
     pub now: Instant,
+    /// The door it came by.
+    pub door: Door,
 }
 
 /// A request as it was read: the part for the scheduler, and the part for the door.

@@ -41,6 +41,13 @@ const TUNING: &[&str] = &[
     "draft_num_predict",
 ];
 
+/// Fields of both kinds of request.
+const COMMON: &[&str] =
+    &["model", "format", "options", "stream", "keep_alive", "think", "logprobs", "top_logprobs"];
+
+/// Fields of `/api/generate` that are read as nothing only.
+const NOTHING: &[&str] = &["suffix", "images", "template", "context"];
+
 /// A request of an Ollama client.
 #[derive(Clone, Debug)]
 pub enum OllamaAsked {
@@ -58,26 +65,14 @@ pub fn parse_ollama_chat(body: &[u8], context: &Context<'_>) -> Result<OllamaAsk
     check_size(body, context)?;
     let map = object(body)?;
     let fields = Fields::root(&map);
-    refuse_unknown(
-        &fields,
-        &[
-            "model",
-            "messages",
-            "tools",
-            "format",
-            "options",
-            "stream",
-            "keep_alive",
-            "think",
-            "logprobs",
-            "top_logprobs",
-        ],
-    )?;
+    refuse_unknown(&fields, &[COMMON, &["messages", "tools"]].concat())?;
+    // A mistake is told also where nothing is asked.
+    let mut chat = common(&fields)?;
+    super::tools::read(&fields, context.limits)?;
     let messages = fields.array("messages")?.unwrap_or_default();
     if messages.is_empty() {
         return Ok(OllamaAsked::Load(model(&fields)?));
     }
-    let mut chat = common(&fields)?;
     let mut out = Vec::new();
     for (i, value) in messages.iter().enumerate() {
         out.push(message(&Fields::nested(value, format!("messages[{i}]"))?, i, &out)?);
@@ -95,41 +90,23 @@ pub fn parse_ollama_generate(body: &[u8], context: &Context<'_>) -> Result<Ollam
     check_size(body, context)?;
     let map = object(body)?;
     let fields = Fields::root(&map);
-    refuse_unknown(
-        &fields,
-        &[
-            "model",
-            "prompt",
-            "system",
-            "raw",
-            "format",
-            "options",
-            "stream",
-            "keep_alive",
-            "think",
-            "suffix",
-            "images",
-            "template",
-            "context",
-            "logprobs",
-            "top_logprobs",
-        ],
-    )?;
-    for name in ["suffix", "images", "template", "context"] {
+    refuse_unknown(&fields, &[COMMON, NOTHING, &["prompt", "system", "raw"]].concat())?;
+    for &name in NOTHING {
         let empty = |value: &Value| value == "" || value.as_array().is_some_and(Vec::is_empty);
         if fields.get(name).is_some_and(|value| !empty(value)) {
             return Err(not_done(name).into());
         }
     }
+    let mut request = common(&fields)?;
+    let raw = fields.boolean("raw")?.unwrap_or(false);
+    let system = fields.string("system")?.filter(|system| !system.is_empty());
     let Some(prompt) = fields.string("prompt")?.filter(|prompt| !prompt.is_empty()) else {
         return Ok(OllamaAsked::Load(model(&fields)?));
     };
-    let mut request = common(&fields)?;
-    if fields.boolean("raw")?.unwrap_or(false) {
+    if raw {
         request.insert("prompt".into(), prompt.into());
         return finish(read(&request, Kind::Completion, None, context));
     }
-    let system = fields.string("system")?.filter(|system| !system.is_empty());
     let system = system.map(|text| json!({"role": "system", "content": text}));
     let messages: Vec<Value> =
         system.into_iter().chain([json!({"role": "user", "content": prompt})]).collect();
@@ -227,7 +204,7 @@ fn message(fields: &Fields<'_>, at: usize, before: &[Value]) -> Result<Value, Re
             "tool_call_id",
         ],
     )?;
-    if fields.get("images").and_then(Value::as_array).is_some_and(|images| !images.is_empty()) {
+    if fields.array("images")?.is_some_and(|images| !images.is_empty()) {
         let path = fields.path("images");
         let message = format!("`{path}` is not supported: only text is read");
         return Err(Refusal::new(Code::Unsupported, message).with_param(path));

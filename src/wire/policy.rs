@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::limits::Limits;
 use super::profile::Profiles;
 use super::readings::Readings;
 use crate::identity::Access;
@@ -16,11 +17,13 @@ pub struct Policy {
     pub profiles: Profiles,
     /// Who may what.
     pub access: Access,
+    /// The largest request in bytes, where the operator says it here; else what the door was opened with.
+    pub payload_bytes: Option<usize>,
 }
 
 impl From<Profiles> for Policy {
     fn from(profiles: Profiles) -> Self {
-        Policy { profiles, access: Access::default() }
+        Policy { profiles, access: Access::default(), payload_bytes: None }
     }
 }
 
@@ -46,6 +49,12 @@ impl Policies {
     /// The policy as it is now. A request is read against one, from beginning to end.
     pub fn current(&self) -> Arc<Policy> {
         Arc::clone(&self.current.borrow())
+    }
+
+    /// The limits with which a door was opened, as they are now.
+    pub fn limits(&self, opened: &Limits) -> Limits {
+        let payload_bytes = self.current.borrow().payload_bytes.unwrap_or(opened.payload_bytes);
+        Limits { payload_bytes, ..opened.clone() }
     }
 
     /// The newest values of the topics that profiles name.

@@ -27,6 +27,7 @@ fn as_somebody(profiles: &str, grant: Grant, payload: &Value) -> Result<Asked, A
         limits: &Limits::default(),
         grant,
         now,
+        door: crate::request::Door::Lines,
     };
     parse_ask(payload.to_string().as_bytes(), None, &context)
 }

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::answer::numbers;
 use crate::record::Health;
-use crate::scheduler::{State, Status};
+use crate::scheduler::{BoardState, State, Status};
 
 /// The state, the model, the queue and the counters.
 pub fn status_object(status: &Status) -> Value {
@@ -22,12 +22,16 @@ pub fn status_object(status: &Status) -> Value {
         State::Ready | State::Unloaded | State::Draining => {}
     }
     if let Some(model) = &status.model {
+        let placement = &model.placement;
+        let nodes: Map<String, Value> = (placement.nodes.iter())
+            .map(|(provider, count)| (provider.clone(), (*count).into()))
+            .collect();
         object.insert(
             "model".into(),
             json!({
                 "name": model.name, "architecture": model.architecture, "context": model.context,
-                "vocab_size": model.vocab_size, "chat": model.chat, "provider": model.provider,
-                "runtime_version": model.runtime_version, "threads": model.threads, "load_ms": model.load_ms,
+                "vocab_size": model.vocab_size, "chat": model.chat, "provider": placement.provider,
+                "provider_reason": placement.why, "nodes": nodes, "prepared": placement.prepared, "runtime_version": model.runtime_version, "threads": model.threads, "load_ms": model.load_ms,
             }),
         );
     }
@@ -46,9 +50,13 @@ pub fn status_object(status: &Status) -> Value {
     if let Some(error) = &status.configuration_error {
         object.insert("configuration_error".into(), error.as_str().into());
     }
+    if let Some(why) = &status.went_back {
+        object.insert("went_back".into(), why.as_str().into());
+    }
     if let Some(record) = &status.record {
         object.insert("record".into(), record_object(record));
     }
+    object.insert("board".into(), board_object(&status.board));
     let counters = &status.counters;
     object.insert(
         "counters".into(),
@@ -58,6 +66,38 @@ pub fn status_object(status: &Status) -> Value {
             "completion_tokens": counters.completion_tokens, "engine_restarts": counters.engine_restarts,
         }),
     );
+    Value::Object(object)
+}
+
+/// How the MQTT door stands with its broker. The door knows it, and the socket tells it: over MQTT nobody could be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Broker {
+    /// The broker's address, without user name and password.
+    pub url: String,
+    /// Which MQTT is spoken, while there is a connection.
+    pub connected: Option<&'static str>,
+    /// Why there is none, or why the last one ended.
+    pub trouble: Option<String>,
+}
+
+/// `{"url":"mqtt://…","connected":false,"mqtt":"5","trouble":"…"}`
+pub fn broker_object(broker: &Broker) -> Value {
+    let mut object = Map::new();
+    object.insert("url".into(), broker.url.as_str().into());
+    object.insert("connected".into(), broker.connected.is_some().into());
+    object.extend(broker.connected.map(|mqtt| ("mqtt".to_owned(), Value::from(mqtt))));
+    let trouble = broker.trouble.as_deref();
+    object.extend(trouble.map(|trouble| ("trouble".to_owned(), Value::from(trouble))));
+    Value::Object(object)
+}
+
+/// What the board says; only what there is to say.
+fn board_object(board: &BoardState) -> Value {
+    let mut object = Map::new();
+    object.extend(board.celsius.map(|celsius| ("celsius".to_owned(), celsius.into())));
+    object.insert("throttled".into(), board.throttled.clone().into());
+    let short = board.short_of_memory.as_deref();
+    object.extend(short.map(|why| ("short_of_memory".to_owned(), why.into())));
     Value::Object(object)
 }
 

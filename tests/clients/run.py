@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Real clients against promptd on its Unix socket: Python openai (newest, and an older 1.x), Python ollama, Node openai.
+"""Real clients against promptd on its Unix sockets: curl, socat, Python openai (newest, and an older 1.x), Python ollama,
+LangChain, Node openai; and over TCP what Home Assistant sends.
 
 Installs them into a folder of its own, each in an environment of its own, and says what each of them saw."""
 import argparse
@@ -16,6 +17,7 @@ PYTHON = [
     ("openai-newest", ["openai"], "openai_client.py"),
     ("openai-1", ["openai==1.54.0", "httpx==0.27.2"], "openai_client.py"),
     ("ollama", ["ollama"], "ollama_client.py"),
+    ("langchain", ["langchain-openai"], "langchain_client.py"),
 ]
 
 
@@ -27,9 +29,14 @@ def run(name, command, **more):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--socket", required=True)
+    parser.add_argument("--lines", required=True, help="the line socket")
+    parser.add_argument("--tcp", required=True, help="address of the TCP listener")
+    parser.add_argument("--key", required=True, help="the key for it")
     parser.add_argument("--into", required=True, type=pathlib.Path)
     args = parser.parse_args()
     failed = []
+    if not run("curl and socat", [sys.executable, HERE / "curl_client.py", args.socket, args.lines]):
+        failed.append("curl and socat")
     for name, packages, script in PYTHON:
         place = args.into / name
         python = place / "bin" / "python"
@@ -38,6 +45,8 @@ def main():
         subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
         if not run(name, [python, HERE / script, args.socket]):
             failed.append(name)
+    if not run("Home Assistant over TCP", [sys.executable, HERE / "home_assistant.py", args.tcp, args.key]):
+        failed.append("Home Assistant")
     if shutil.which("npm"):
         place = args.into / "node"
         place.mkdir(parents=True, exist_ok=True)

@@ -224,7 +224,7 @@ async fn a_reader_that_is_gone_ends_the_command_quietly() {
     };
     let args = promptd::cli::args::Ask {
         prompt: vec!["x".to_owned()],
-        socket: Some(path),
+        place: promptd::cli::args::Place { socket: Some(path) },
         ..Default::default()
     };
     let (code, ()) = tokio::join!(soon(ask::run_in(args, &mut world)), script);

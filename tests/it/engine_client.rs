@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use promptd::engine::client::{EngineEvent, EnginePort, SpawnConfig, supervise};
 use promptd::engine::frames::{CheckedPrompt, FromEngine, LoadRequest, LoadStage, ToEngine};
-use promptd::engine::process::{self, Checker, Loaded, Model};
+use promptd::engine::process::{self, Checker, Interrupter, Loaded, Model, Start};
 use promptd::engine::{Death, DeathReport, Phase};
-use promptd::request::{Event, PromptId, Refusal, Request};
+use promptd::request::{CacheKey, Event, Pinned, PromptId, Refusal, Request, Reuse};
 use promptd::scheduler::{Config, Scheduler, State};
 use tokio::sync::mpsc;
 
@@ -130,15 +130,18 @@ async fn the_engine_sees_nothing_of_the_services_secrets() {
     assert_eq!(died(&mut port).await.0.how, Death::Exited(7));
 }
 
+fn start(resume: Vec<u32>) -> ToEngine {
+    let (request, reuse) = (request("x"), Reuse::default());
+    ToEngine::Start { id: PromptId(1), request, seed: 1, resume, reuse }
+}
+
 #[tokio::test]
 async fn orders_and_frames_pass_and_a_closed_port_ends_the_engine() {
     let mut port = supervise(engine("good"));
     let (pid, to) = ready(&mut port).await;
     to.send(ToEngine::Check { check: 3, request: request("x") }).await.unwrap();
     assert!(matches!(frame(&mut port).await, FromEngine::Checked { check: 3, result: Ok(_) }));
-    to.send(ToEngine::Start { id: PromptId(1), request: request("x"), seed: 1, resume: vec![5] })
-        .await
-        .unwrap();
+    to.send(start(vec![5])).await.unwrap();
     // The scripted model counts on from what it resumes.
     assert_eq!(frame(&mut port).await, FromEngine::Event { id: PromptId(1), event: delta(1) });
     assert!(is_alive(pid));
@@ -163,14 +166,7 @@ async fn an_engine_that_is_silent_with_work_to_do_is_killed() {
     let (pid, to) = ready(&mut port).await;
     // Without work it may be silent.
     assert!(tokio::time::timeout(3 * patience, port.events.recv()).await.is_err());
-    to.send(ToEngine::Start {
-        id: PromptId(1),
-        request: request("x"),
-        seed: 1,
-        resume: Vec::new(),
-    })
-    .await
-    .unwrap();
+    to.send(start(Vec::new())).await.unwrap();
     let (report, _) = died(&mut port).await;
     assert_eq!((report.how, report.phase), (Death::Silent(patience), Phase::Ready));
     assert!(!is_alive(pid));
@@ -262,7 +258,7 @@ async fn an_answer_goes_on_after_kill_9() {
                     tokens.extend(others);
                 }
                 Event::Finished(_) => return text,
-                Event::Started => {}
+                Event::Started { .. } => {}
                 other => panic!("{other:?}"),
             }
             if tokens.len() > 5 && killed == 0 {
@@ -303,15 +299,25 @@ impl Checker for Anything {
     fn prepare(&self, _: &Request) -> Result<((), CheckedPrompt), Refusal> {
         Ok(((), CheckedPrompt { prompt_tokens: 1, max_tokens: COUNT, calls: None }))
     }
+
+    fn beginning(&self, _: &Pinned) -> Vec<u32> {
+        Vec::new()
+    }
 }
 
 impl Model for Counter {
     type Checker = Anything;
     type Error = Never;
 
-    fn start(&mut self, id: PromptId, (): (), _: u64, resume: &[u32]) -> Result<(), Refusal> {
-        self.running.push((id, u32::try_from(resume.len()).unwrap()));
+    fn start(&mut self, start: Start<'_, ()>) -> Result<(), Refusal> {
+        self.running.push((start.id, u32::try_from(start.resume.len()).unwrap()));
         Ok(())
+    }
+
+    fn pin(&mut self, _: Vec<(CacheKey, Vec<u32>)>) {}
+
+    fn interrupter(&self) -> Interrupter {
+        Box::new(|_| {})
     }
 
     fn cancel(&mut self, id: PromptId) {
@@ -347,7 +353,7 @@ fn this_program_as_an_engine() {
         let counter = Counter { running: Vec::new(), wedged: role == "wedged" };
         Ok(Loaded { info: model(2), checker: Anything, model: counter })
     };
-    let farewell = process::run(&socket, load, Instant::now).unwrap();
+    let farewell = process::run(&socket, |_| {}, load, Instant::now).unwrap();
     #[expect(
         clippy::exit,
         clippy::disallowed_methods,

@@ -16,7 +16,7 @@ const BEGINNINGS: [&str; 6] = [
 ];
 
 /// A prompt whose answer is long enough to be interrupted, and the answer undisturbed.
-fn long_request(service: &Service, sampling: &Value) -> (Value, Value) {
+pub(crate) fn long_request(service: &Service, sampling: &Value) -> (Value, Value) {
     // Which prompt a model has much to say about is its own affair: the first one that will do is taken.
     for (seed, beginning) in (0..20).flat_map(|seed| BEGINNINGS.map(|beginning| (seed, beginning)))
     {

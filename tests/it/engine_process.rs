@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use promptd::engine::frames::{
     self, CheckedPrompt, FromEngine, LoadRequest, LoadStage, ToEngine, VERSION,
 };
-use promptd::engine::process::{self, Checker, Ended, Farewell, Loaded, Model};
-use promptd::request::{Code, Event, Input, PromptId, Refusal, Request};
+use promptd::engine::process::{self, Checker, Ended, Farewell, Interrupter, Loaded, Model, Start};
+use promptd::request::{CacheKey, Code, Event, Input, Pinned, PromptId, Refusal, Request, Reuse};
 
 use crate::support::PATIENCE;
 use crate::support::words::{delta, finished, load, model, request};
@@ -53,25 +53,35 @@ impl Checker for Reader {
             )),
         }
     }
+
+    fn beginning(&self, pinned: &Pinned) -> Vec<u32> {
+        assert_ne!(pinned.system, "panic", "a fault in the checker");
+        pinned.system.bytes().map(u32::from).collect()
+    }
 }
 
 impl Model for Scripted {
     type Checker = Reader;
     type Error = Failure;
 
-    fn start(
-        &mut self,
-        id: PromptId,
-        prepared: String,
-        seed: u64,
-        resume: &[u32],
-    ) -> Result<(), Refusal> {
+    fn start(&mut self, start: Start<'_, String>) -> Result<(), Refusal> {
+        let Start { id, prepared, seed, resume, .. } = start;
         self.told.send(format!("start {id} {prepared} seed {seed} resume {resume:?}")).unwrap();
         if prepared == "late" {
             return Err(Refusal::new(Code::Internal, "the model does not want it"));
         }
         self.running.push(id);
         Ok(())
+    }
+
+    fn pin(&mut self, beginnings: Vec<(CacheKey, Vec<u32>)>) {
+        self.told.send(format!("pin {beginnings:?}")).unwrap();
+    }
+
+    fn interrupter(&self) -> Interrupter {
+        let told = self.told.clone();
+        // The test may have ended; then nobody listens.
+        Box::new(move |id| drop(told.send(format!("interrupt {id}"))))
     }
 
     fn cancel(&mut self, id: PromptId) {
@@ -123,7 +133,7 @@ impl Bench {
             let scripted = Scripted { running: Vec::new(), steps: stepped, told: tell };
             Ok(Loaded { info: model(2), checker: Reader, model: scripted })
         };
-        let body = move || process::run(&theirs, loader, Instant::now).unwrap();
+        let body = move || process::run(&theirs, |_| {}, loader, Instant::now).unwrap();
         let engine = std::thread::Builder::new().name("engine".to_owned()).spawn(body).unwrap();
         Bench { socket: ours, steps, told, engine }
     }
@@ -148,7 +158,8 @@ impl Bench {
 
     fn start(&mut self, id: u64, text: &str, resume: &[u32]) {
         let (id, request) = (PromptId(id), request(text));
-        self.order(&ToEngine::Start { id, request, seed: 7, resume: resume.to_vec() });
+        let (resume, reuse) = (resume.to_vec(), Reuse::default());
+        self.order(&ToEngine::Start { id, request, seed: 7, resume, reuse });
     }
 
     fn step(&self, id: u64, event: Event) {
@@ -251,6 +262,17 @@ fn a_panic_over_one_prompt_is_that_prompts_end() {
 }
 
 #[test]
+fn beginnings_are_prepared_and_pinned_also_where_nothing_runs() {
+    let mut bench = Bench::ready();
+    let pinned =
+        |key, system: &str| Pinned { key: CacheKey(key), system: system.into(), goes_on: false };
+    bench.order(&ToEngine::Pin(vec![pinned(1, "AB"), pinned(2, "panic")]));
+    assert_eq!(bench.told(), "pin [(CacheKey(1), [65, 66]), (CacheKey(2), [])]");
+    bench.check(1, "good");
+    assert!(matches!(bench.frame(), FromEngine::Checked { check: 1, result: Ok(_) }));
+}
+
+#[test]
 fn a_cancel_stops_a_running_prompt_and_no_other() {
     let mut bench = Bench::ready();
     bench.start(1, "one", &[]);
@@ -263,7 +285,7 @@ fn a_cancel_stops_a_running_prompt_and_no_other() {
     // Orders are taken between steps. The reader takes these in its own time, so steps go on until the model knows.
     let mut told = Vec::new();
     let mut token = 10;
-    while told.len() < 3 {
+    while told.len() < 5 {
         bench.step(2, delta(token));
         while let Ok(words) = bench.told.recv_timeout(Duration::from_millis(20)) {
             told.push(words);
@@ -273,7 +295,14 @@ fn a_cancel_stops_a_running_prompt_and_no_other() {
     }
     // A cancel overtakes the preparing of another prompt.
     told.sort_unstable();
-    assert_eq!(told, ["cancel p1", "cancel p99", "start p2 two seed 7 resume []"]);
+    let expected = [
+        "cancel p1",
+        "cancel p99",
+        "interrupt p1",
+        "interrupt p99",
+        "start p2 two seed 7 resume []",
+    ];
+    assert_eq!(told, expected);
     bench.step(2, finished(1));
     loop {
         match bench.frame() {

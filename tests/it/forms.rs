@@ -4,10 +4,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use promptd::inference::Loaded;
-use promptd::request::{Code, Constraint, FinishReason, PromptId, Request, Sampling};
+use promptd::request::{Code, Constraint, FinishReason, Request, Sampling};
 use serde_json::Value;
 
-use crate::support::model::{Answer, completion, ids, lines, model, run, run_all};
+use crate::support::model::{Answer, completion, ids, lines, model, run, run_all, start};
 
 const FP32: &str = "stories260k-genai-fp32";
 const PLAIN: &str = "stories260k-plain-fp32";
@@ -28,7 +28,7 @@ fn schema(source: &str, max_tokens: u32) -> Request {
 /// The answer, and how many steps of the model it took behind the prompt.
 fn run_counted(loaded: &mut Loaded, request: &Request) -> (Answer, usize) {
     let prepared = loaded.preparer.prepare(request).unwrap();
-    loaded.runner.start(PromptId(0), prepared, 0, &[]).unwrap();
+    loaded.runner.start(start(0, prepared, 0)).unwrap();
     let (mut answer, mut steps) = (Answer::default(), 0);
     while !loaded.runner.is_idle() {
         loaded.runner.step(&mut |_, event| answer.take(event)).unwrap();
@@ -70,7 +70,7 @@ fn an_answer_without_a_choice_needs_no_step() {
     assert_eq!(answer.finish().reason, FinishReason::Stop);
     // The tokens that are forced count: there must be room for them.
     let prepared = loaded.preparer.prepare(&schema(only, 3)).unwrap();
-    let refused = loaded.runner.start(PromptId(0), prepared, 0, &[]).unwrap_err();
+    let refused = loaded.runner.start(start(0, prepared, 0)).unwrap_err();
     assert_eq!(refused.param.as_deref(), Some("max_tokens"));
     assert!(loaded.runner.is_idle());
 }
@@ -131,7 +131,7 @@ fn an_answer_is_ended_in_its_form_before_its_tokens_run_out() {
             let prepared = loaded.preparer.prepare(&request).unwrap();
             let mut answer = Answer::default();
             // What is forced in front of the first choice may be too much already.
-            match loaded.runner.start(PromptId(0), prepared, u64::from(most), &[]) {
+            match loaded.runner.start(start(0, prepared, u64::from(most))) {
                 Err(refusal) => answer.end = Some(Err(refusal)),
                 Ok(()) => {
                     while !loaded.runner.is_idle() {

@@ -5,15 +5,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use promptd::inference::{Config, Loaded, Stage, load};
+use promptd::inference::{Config, Execution, LoadError, Loaded, Provider, Stage, load};
 use promptd::request::{
-    Code, Constraint, FinishReason, Input, Message, PromptId, Request, Role, Sampling,
+    Code, Constraint, ContextOverflow, FinishReason, Input, Message, PromptId, Request, Role,
+    Sampling,
 };
 use serde_json::Value;
 
+use crate::support::demo_model;
 use crate::support::model::{
     Answer, completion, config, copy, ids, library, lines, material, model, open, request, run,
-    run_all,
+    run_all, start as begin,
 };
 
 const PLAIN: &str = "stories260k-plain-fp32";
@@ -238,15 +240,13 @@ fn long_prompts_are_read_in_chunks_and_can_be_cancelled_between_them() {
     // The first is cancelled while it is being read, the second while it is being answered; the third is not disturbed.
     let start = |loaded: &mut Loaded, id| {
         let prepared = loaded.preparer.prepare(&request).unwrap();
-        loaded.runner.start(PromptId(id), prepared, 0, &[]).unwrap();
+        loaded.runner.start(begin(id, prepared, 0)).unwrap();
     };
     let mut answers = [Answer::default(), Answer::default(), Answer::default()];
     start(&mut loaded, 0);
     start(&mut loaded, 1);
-    let refusal = loaded
-        .runner
-        .start(PromptId(9), loaded.preparer.prepare(&request).unwrap(), 0, &[])
-        .unwrap_err();
+    let refusal =
+        loaded.runner.start(begin(9, loaded.preparer.prepare(&request).unwrap(), 0)).unwrap_err();
     assert_eq!(refusal.code, Code::Busy);
     let mut step = |loaded: &mut Loaded| {
         loaded
@@ -335,7 +335,7 @@ fn stages_are_told_before_they_begin_and_facts_are_right() {
     assert_eq!(stages, [Stage::Runtime, Stage::Folder, Stage::Weights, Stage::Warmup]);
     let facts = loaded.facts;
     assert_eq!(
-        (facts.name.as_str(), facts.architecture.as_str(), facts.provider.as_str()),
+        (facts.name.as_str(), facts.architecture.as_str(), facts.placement.provider.as_str()),
         (INT4, "llama", "CPU")
     );
     assert_eq!(
@@ -343,6 +343,35 @@ fn stages_are_told_before_they_begin_and_facts_are_right() {
         (512, 2, 512, true, 1)
     );
     assert!(facts.runtime_version.starts_with("1."), "{}", facts.runtime_version);
+}
+
+#[test]
+fn where_the_nodes_run_is_counted_and_a_provider_that_is_not_there_is_refused() {
+    let asked = |provider| {
+        let execution = Execution { provider, threads: 1, ..Execution::default() };
+        open(&Config { execution, ..config(&library(), &demo_model(), 1) })
+    };
+    let placement = asked(Provider::Cpu).unwrap().facts.placement;
+    assert_eq!((placement.provider.as_str(), &placement.why), ("CPU", &None));
+    assert!(
+        matches!(&placement.nodes[..], [(name, count)] if name == "CPU" && *count > 20),
+        "{placement:?}"
+    );
+    // The library that `make build` fetches has no CUDA.
+    let placement = asked(Provider::Auto).unwrap().facts.placement;
+    assert_eq!(placement.provider, "CPU");
+    assert!(placement.why.unwrap().contains("without CUDA"));
+    let refused = asked(Provider::Cuda).unwrap_err();
+    let said = refused.to_string();
+    assert!(matches!(refused, LoadError::Provider { .. }), "{said}");
+    assert!(said.contains("without CUDA") && said.contains("runtime.library"), "{said}");
+}
+
+#[test]
+fn a_processor_that_is_not_there_is_refused() {
+    let execution = Execution { cores: vec![60_000], ..Execution::default() };
+    let refused = open(&Config { execution, ..config(&library(), &demo_model(), 1) }).unwrap_err();
+    assert!(refused.to_string().contains("`runtime.cores` names the processor 60000"), "{refused}");
 }
 
 /// The engine gives the two halves of a model to different threads.
@@ -353,4 +382,100 @@ fn the_halves_of_a_model_can_be_moved_to_threads() {
     send::<promptd::inference::Runner>();
     send::<promptd::inference::Prepared>();
     share::<promptd::inference::Preparer>();
+}
+
+/// Behind each slide the answer goes on as one behind the prompt and what is left of the answer would, alone and beside
+/// another.
+#[test]
+fn an_answer_slides_on_over_the_context() {
+    let Some(mut loaded) = small_context() else { return };
+    let lines = lines("stories260k-genai-fp32.jsonl");
+    let prompt = ids(&lines[0]["prompt_ids"]);
+    let room = 64 - prompt.len();
+    let slide = |most| Request {
+        context_overflow: ContextOverflow::Slide,
+        // The end of the sequence is never chosen.
+        sampling: Sampling { logit_bias: vec![(1, -100.0), (2, -100.0)], ..Sampling::default() },
+        ..request(Input::Completion(String::new()), most)
+    };
+    let prepare = |loaded: &Loaded, tokens: &[u32], most| {
+        loaded.preparer.prepare_tokens(tokens.to_vec(), &slide(most))
+    };
+    let prepared = prepare(&loaded, &prompt, 150).unwrap();
+    assert_eq!(prepared.max_tokens(), 150);
+    let long = run_all(&mut loaded, vec![(prepared, 0, vec![])]).remove(0);
+    let usage = long.finish().usage;
+    assert_eq!(
+        (long.tokens.len(), usage.completion, long.finish().reason),
+        (150, 150, FinishReason::Length)
+    );
+    // What is behind the prompt is halved each time it fills the context.
+    let (mut kept, mut forgotten) = (0, 0);
+    for at in 0..150 {
+        if kept == room {
+            forgotten += room.div_ceil(2);
+            kept = room - room.div_ceil(2);
+            let seen = [prompt.as_slice(), &long.tokens[forgotten..at]].concat();
+            let prepared = prepare(&loaded, &seen, 4).unwrap();
+            let alike = run_all(&mut loaded, vec![(prepared, 0, vec![])]).remove(0);
+            let known = (150 - at).min(4);
+            assert_eq!(alike.tokens[..known], long.tokens[at..at + known], "at {at}");
+        }
+        kept += 1;
+    }
+    assert!(forgotten > 60, "{forgotten}");
+    assert_eq!(usage.forgotten, u32::try_from(forgotten).unwrap());
+    // Beside another one, the part that is read again takes its turn.
+    let other = ids(&lines[1]["prompt_ids"]);
+    let both = [&prompt, &other].map(|tokens| (prepare(&loaded, tokens, 150).unwrap(), 0, vec![]));
+    let both = run_all(&mut loaded, both.into());
+    assert_eq!(both[0].tokens, long.tokens);
+    assert_eq!(both[1].tokens.len(), 150);
+    // Taken up again after the death of an engine, in the middle of what is left.
+    let prepared = prepare(&loaded, &prompt, 150).unwrap();
+    let told = long.tokens[..100].to_vec();
+    let resumed = run_all(&mut loaded, vec![(prepared, 0, told)]).remove(0);
+    assert_eq!(resumed.tokens, long.tokens[100..]);
+    assert_eq!(resumed.finish().usage.forgotten, usage.forgotten);
+
+    let refused = |tokens: &[u32], request: &Request| {
+        loaded.preparer.prepare_tokens(tokens.to_vec(), request).unwrap_err()
+    };
+    let endless = Request { max_tokens: None, ..slide(1) };
+    assert_eq!(refused(&prompt, &endless).param.as_deref(), Some("max_tokens"));
+    let huge = refused(&prompt, &slide(100_000));
+    assert_eq!((huge.limit, huge.have), (Some(65_536), Some(100_000)));
+    let full = refused(&[5; 50], &slide(100));
+    assert_eq!(
+        (full.code, full.limit, full.have),
+        (Code::ContextLengthExceeded, Some(64), Some(50))
+    );
+    // An answer that fits has no need to.
+    assert_eq!(prepare(&loaded, &[5; 50], 8).unwrap().max_tokens(), 8);
+}
+
+fn small_context() -> Option<Loaded> {
+    let model = material()?.join("models/stories260k-genai-fp32");
+    let config = Config { context: 64, ..config(&library(), &model, 2) };
+    Some(open(&config).unwrap())
+}
+
+#[test]
+fn an_answer_ends_with_a_token_that_the_request_names() {
+    let Some(mut loaded) = small_context() else { return };
+    let line = &lines("stories260k-genai-fp32.jsonl")[0];
+    let whole = run(&mut loaded, &completion(line, 20));
+    let at = 9;
+    let first = whole.tokens.iter().position(|token| *token == whole.tokens[at]).unwrap();
+    let stop_token_ids = vec![whole.tokens[at]];
+    let ended = run(&mut loaded, &Request { stop_token_ids, ..completion(line, 20) });
+    assert_eq!(ended.tokens, whole.tokens[..first]);
+    assert_eq!(ended.finish().reason, FinishReason::Stop);
+    assert_eq!(ended.finish().usage.completion, u32::try_from(first + 1).unwrap());
+    let unknown = Request { stop_token_ids: vec![512], ..completion(line, 20) };
+    let refusal = loaded.preparer.prepare(&unknown).unwrap_err();
+    assert_eq!(
+        (refusal.code, refusal.param.as_deref()),
+        (Code::BadRequest, Some("stop_token_ids"))
+    );
 }

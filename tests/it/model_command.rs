@@ -42,6 +42,13 @@ fn the_demo_model_is_checked_and_planned() {
     assert_eq!((done.status.code(), &checked["ok"]), (Some(0), &json!(true)), "{done:?}");
     let done = promptd(&["check"], &demo_model(), "");
     assert!(text(&done.stdout).contains("with a chat template"), "{done:?}");
+    let done = promptd(&["check", "--json", "--load"], &demo_model(), "");
+    let checked: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(checked["loaded"]["provider"], "CPU", "{done:?}");
+    assert!(checked["loaded"]["nodes"]["CPU"].as_u64() > Some(20), "{done:?}");
+    let done = promptd(&["check", "--load", "--provider", "cuda"], &demo_model(), "");
+    assert_eq!(done.status.code(), Some(1), "{done:?}");
+    assert!(text(&done.stderr).contains("without CUDA"), "{done:?}");
     let done = promptd(&["plan", "--json", "--slots", "2"], &demo_model(), "");
     let plan: Value = serde_json::from_slice(&done.stdout).unwrap();
     assert_eq!((done.status.code(), &plan["slots"]), (Some(0), &json!(2)));

@@ -94,7 +94,7 @@ fn a_file_that_changes_under_the_model_ends_its_prompts_with_an_error() {
     let mut loaded = open(&config(&library(), folder.path(), 1)).unwrap();
     let request = completion(&serde_json::json!({"prompt": "Once upon"}), 50);
     let prepared = loaded.preparer.prepare(&request).unwrap();
-    loaded.runner.start(promptd::request::PromptId(1), prepared, 0, &[]).unwrap();
+    loaded.runner.start(crate::support::model::start(1, prepared, 0)).unwrap();
     loaded.runner.step(&mut |_, _| {}).unwrap();
     let data = folder.path().join("model.onnx.data");
     let file = std::fs::File::options().write(true).open(&data).unwrap();

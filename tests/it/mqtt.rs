@@ -368,7 +368,9 @@ async fn deadlines_and_content_types() {
         assert_eq!(json(&me.next().await)["code"], json!("timeout"));
     }
     assert_eq!(json(&me.next().await)["text"], json!("x"));
-    assert_eq!(json(&me.next().await)["code"], json!("unsupported"));
+    // What is no CBOR is refused in CBOR.
+    let refusal = promptd::wire::cbor_to_json(&me.next().await.payload).unwrap();
+    assert_eq!(refusal["code"], json!("bad_request"));
 }
 
 #[tokio::test]

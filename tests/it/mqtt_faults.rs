@@ -10,10 +10,11 @@ use promptd::wire::Limits;
 use rumqttc::v5::MqttOptions;
 use rumqttc::v5::mqttbytes::QoS;
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::AsyncWriteExt as _;
 
+use crate::support::PATIENCE;
 use crate::support::broker::{Board, Broker, Client, Relay, answer, config, json, program, topic};
+use crate::support::scripted_broker::{packet, prompt, published, welcome};
 
 /// Long enough to see that nothing comes.
 const A_WHILE: Duration = Duration::from_millis(300);
@@ -183,97 +184,65 @@ async fn whoever_hangs_up_at_once_is_not_stormed() {
     assert!(!board.door.is_finished());
 }
 
-/// Reads one packet and gives its first byte and what follows the length.
-async fn packet(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
-    let kind = stream.read_u8().await.ok()?;
-    let (mut length, mut shift) = (0, 0);
-    loop {
-        let byte = stream.read_u8().await.ok()?;
-        length |= usize::from(byte & 0x7f) << shift;
-        shift += 7;
-        if byte < 0x80 {
-            break;
-        }
-    }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await.ok()?;
-    Some((kind, body))
-}
-
-/// Plays a broker that has no session up to the confirmed subscription.
-async fn welcome(listener: &tokio::net::TcpListener) -> TcpStream {
-    let (mut stream, _) = listener.accept().await.unwrap();
-    assert_eq!(packet(&mut stream).await.unwrap().0, 0x10);
-    stream.write_all(b"\x20\x03\x00\x00\x00").await.unwrap();
-    let (kind, subscribe) = packet(&mut stream).await.unwrap();
-    assert_eq!(kind, 0x82, "the subscription comes first");
-    let number = [subscribe[0], subscribe[1]];
-    stream.write_all(&[0x90, 5, number[0], number[1], 0, 1, 1]).await.unwrap();
-    stream
-}
-
-/// The next `QoS` 1 message on this topic: packet number and the rest.
-async fn published(stream: &mut TcpStream, topic: &str) -> ([u8; 2], Vec<u8>) {
-    loop {
-        let (kind, body) = packet(stream).await.unwrap();
-        let length = usize::from(body[0]) << 8 | usize::from(body[1]);
-        if kind & 0xf6 == 0x32 && &body[2..2 + length] == topic.as_bytes() {
-            return ([body[2 + length], body[3 + length]], body[4 + length..].to_vec());
-        }
-    }
-}
-
-/// A `QoS` 1 prompt with this packet number and id, and whether it was sent before.
-fn prompt(number: u16, id: &str, again: bool) -> Vec<u8> {
-    let payload = format!(r#"{{"id":"{id}","prompt":"hi"}}"#);
-    let length = u8::try_from(2 + 13 + 2 + 1 + payload.len()).unwrap();
-    let mut bytes = vec![if again { 0x3a } else { 0x32 }, length, 0, 13];
-    bytes.extend(b"promptd/n/ask");
-    bytes.extend(number.to_be_bytes());
-    bytes.push(0);
-    bytes.extend(payload.as_bytes());
-    bytes
-}
-
 #[tokio::test]
-async fn what_can_be_neither_taken_nor_refused_is_asked_for_again() {
-    // More than the outbox has places for, from a broker that knows no receive maximum and is slow to acknowledge.
-    const FLOOD: u16 = 1300;
+async fn a_broker_that_knows_no_limit_is_refused_on_the_connection_it_has() {
+    // More than the outbox has places for and than sockets hold, from a broker that knows no receive maximum, reads nothing
+    // for a while, and acknowledges nothing before it has read all.
+    const FLOOD: u16 = 20_000;
+    // Of those who may wait to be acknowledged, what one asker may hold.
+    const TAKEN: usize = 24;
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let board = Board::open(listener.local_addr().unwrap().port());
-    let mut pending: BTreeSet<u16> = (1..=FLOOD).collect();
-    let (mut refused, mut connections) = (BTreeSet::new(), 0);
-    while refused.len() < usize::from(FLOOD) - 48 {
-        let mut stream = welcome(&listener).await;
-        connections += 1;
-        for number in &pending {
-            let bytes = prompt(*number, &number.to_string(), connections > 1);
-            stream.write_all(&bytes).await.unwrap();
+    let settings = config(listener.local_addr().unwrap().port());
+    let settings = Config { keep_alive: Duration::from_secs(60), ..settings };
+    let board = Board::with(settings, Limits::default());
+    let (reader, mut writer) = welcome(&listener).await.into_split();
+    let mut reader = tokio::io::BufReader::new(reader);
+    let flood = tokio::spawn(async move {
+        for number in 1..=FLOOD {
+            writer.write_all(&prompt(number, &number.to_string(), false)).await.unwrap();
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        while let Some((kind, body)) = packet(&mut stream).await {
-            assert_ne!(kind, 0xc0, "only a ping comes: the rest is not asked for again");
-            if kind == 0x40 {
-                pending.remove(&u16::from_be_bytes([body[0], body[1]]));
-                continue;
+        writer
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (mut refused, mut acknowledged) = (BTreeSet::<u16>::new(), BTreeSet::<u16>::new());
+    let mut open = Vec::new();
+    let most = usize::from(FLOOD) - TAKEN;
+    let mut flood = Some(flood);
+    let mut writer = None;
+    while refused.len() < most || acknowledged.len() < most {
+        let next = tokio::time::timeout(PATIENCE, packet(&mut reader)).await;
+        let (kind, body) = next
+            .unwrap_or_else(|_| {
+                panic!("{} refused, {} acknowledged", refused.len(), acknowledged.len())
+            })
+            .expect("the connection stays");
+        if kind == 0x40 {
+            let number = u16::from_be_bytes([body[0], body[1]]);
+            assert!(acknowledged.insert(number), "{number} twice");
+            assert!(refused.contains(&number), "{number} is acknowledged behind its refusal");
+        } else if kind & 0xf0 == 0x30 {
+            let length = usize::from(body[0]) << 8 | usize::from(body[1]);
+            let topic = String::from_utf8_lossy(&body[2..2 + length]).into_owned();
+            if let Some(number) = topic.strip_prefix("promptd/n/answer/") {
+                assert!(String::from_utf8_lossy(&body).contains(r#""code":"busy""#));
+                assert!(refused.insert(number.parse().unwrap()), "{number} twice");
             }
-            let topic = usize::from(body[0]) << 8 | usize::from(body[1]);
-            if kind == 0x32 {
-                let text = String::from_utf8_lossy(&body[2..2 + topic]).into_owned();
-                refused.extend(text.strip_prefix("promptd/n/answer/").map(str::to_owned));
+            if kind & 0x06 == 0x02 {
+                open.push([0x40, 2, body[2 + length], body[3 + length]]);
             }
-            if kind & 0xf6 == 0x32 {
-                let ack = [0x40, 2, body[2 + topic], body[3 + topic]];
-                if stream.write_all(&ack).await.is_err() {
-                    break;
-                }
-            }
-            if refused.len() == usize::from(FLOOD) - 48 {
-                break;
+        }
+        // All that need no acknowledgement have come: now those are acknowledged that do.
+        if flood.as_ref().is_some_and(tokio::task::JoinHandle::is_finished) {
+            writer = Some(flood.take().unwrap().await.unwrap());
+        }
+        if let Some(writer) = &mut writer {
+            for ack in open.drain(..) {
+                writer.write_all(&ack).await.unwrap();
             }
         }
     }
-    assert!((2..=4).contains(&connections), "{connections}");
+    let again = tokio::time::timeout(A_WHILE, listener.accept()).await;
+    assert!(again.is_err(), "no other connection is made");
     drop(board);
 }
 
@@ -309,7 +278,21 @@ async fn answers_that_were_never_acknowledged_are_published_again() {
 }
 
 #[tokio::test]
-async fn a_message_that_cannot_be_read_is_got_rid_of() {
+async fn a_message_that_cannot_be_read_is_passed_over() {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let mut board = Board::open(listener.local_addr().unwrap().port());
+    let mut stream = welcome(&listener).await;
+    // PUBLISH to `a` with a user property that is no UTF-8, and a good prompt behind it.
+    stream.write_all(b"\x32\x0d\x00\x01a\x00\x07\x07\x26\x00\x01\xff\x00\x01b").await.unwrap();
+    stream.write_all(&prompt(8, "a", false)).await.unwrap();
+    board.answer(&["x"]).await;
+    // Acknowledged, so that the broker does not send it for ever; and the connection holds.
+    while packet(&mut stream).await.unwrap() != (0x40, vec![0, 7]) {}
+    published(&mut stream, "promptd/n/answer/a").await;
+}
+
+#[tokio::test]
+async fn a_broker_whose_bytes_are_no_mqtt_is_asked_to_forget_them() {
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let _board = Board::open(listener.local_addr().unwrap().port());
     let mut clean = Vec::new();
@@ -319,13 +302,12 @@ async fn a_message_that_cannot_be_read_is_got_rid_of() {
         let (kind, connect) = packet(&mut stream).await.unwrap();
         assert_eq!((kind, &connect[..7]), (0x10, b"\x00\x04MQTT\x05".as_slice()));
         clean.push(connect[7] & 0x02 != 0);
-        // CONNACK with a session; PUBLISH to `a` with a user property that is no UTF-8.
-        let bad = b"\x20\x03\x01\x00\x00\x30\x0b\x00\x01a\x07\x26\x00\x01\xff\x00\x01b";
-        stream.write_all(bad).await.unwrap();
+        // CONNACK with a session, and a packet that no client gets.
+        stream.write_all(b"\x20\x03\x01\x00\x00\x10\x00").await.unwrap();
         while packet(&mut stream).await.is_some() {}
     }
     assert_eq!(clean, [false, false, false, true], "after three in a row the session is given up");
-    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(began.elapsed() < Duration::from_secs(20));
 }
 
 #[tokio::test]
@@ -386,11 +368,11 @@ async fn a_wrong_password_is_retried_and_a_right_one_lets_in() {
     let Some(passwd) = program("mosquitto_passwd") else {
         return println!("SKIPPED: mosquitto_passwd is not installed");
     };
-    let file = broker.dir().join("passwords");
+    let file = broker.dir.path().join("passwords");
     let made =
         Command::new(passwd).arg("-b").arg("-c").arg(&file).args(["me", "right"]).status().unwrap();
     assert!(made.success());
-    let settings = broker.dir().join("m.conf");
+    let settings = broker.dir.path().join("m.conf");
     let text =
         std::fs::read_to_string(&settings).unwrap().replace("PASSWORDS", file.to_str().unwrap());
     std::fs::write(&settings, text).unwrap();
@@ -399,7 +381,10 @@ async fn a_wrong_password_is_retried_and_a_right_one_lets_in() {
         BrokerUrl::parse(&format!("mqtt://me:{password}@127.0.0.1:{}", broker.port)).unwrap()
     };
     let with = |password: &str| {
-        Board::with(Config { broker: url(password), ..config(broker.port) }, Limits::default())
+        Board::with(
+            Config { brokers: vec![url(password)], ..config(broker.port) },
+            Limits::default(),
+        )
     };
     let mut options = MqttOptions::new("watcher", "127.0.0.1", broker.port);
     options.set_credentials("me", "right");
@@ -428,6 +413,8 @@ async fn leaving_without_a_broker_takes_no_time() {
 
 #[tokio::test]
 async fn more_prompts_than_places_are_refused_and_not_lost() {
+    // Nothing is kept on disk here, so each of them waits at the broker; one asker gets half of those places.
+    const TAKEN: usize = 24;
     let Some(broker) = Broker::start("") else { return };
     let mut board = Board::open(broker.port);
     online(broker.port).await;
@@ -436,31 +423,39 @@ async fn more_prompts_than_places_are_refused_and_not_lost() {
         me.ask("promptd/n/ask", json!({"id": n.to_string(), "prompt": "hi"}).to_string()).await;
     }
     let mut running = Vec::new();
-    for _ in 0..48 {
+    for _ in 0..TAKEN {
         running.push(board.accepted().await);
     }
-    for _ in 48..100 {
+    for _ in TAKEN..100 {
         let object = json(&me.next().await);
         assert_eq!((&object["code"], &object["retry_after_ms"]), (&json!("busy"), &json!(2000)));
     }
+    // Another asker has a place beside the flood.
+    me.ask("promptd/n/ask", r#"{"id":"other:1","prompt":"hi"}"#).await;
+    board.answer(&["o"]).await;
+    assert_eq!(json(&me.next().await)["id"], json!("other:1"));
     // With all places taken a cancel still comes through.
     me.ask("promptd/n/cancel", r#"{"id":"0"}"#).await;
     assert_eq!(json(&me.next().await)["code"], json!("cancelled"));
     for events in running.iter().skip(1) {
         answer(events, &["x"]);
     }
-    for _ in 1..48 {
+    for _ in 1..TAKEN {
         assert_eq!(json(&me.next().await)["text"], json!("x"));
     }
 }
 
 #[tokio::test]
 async fn of_a_flood_every_prompt_is_answered_or_refused() {
-    // More than the outbox has places for, over a broker that keeps them all.
+    // More than the outbox has places for, over a broker that keeps them all and sends them without a limit.
     const FLOOD: usize = 3000;
-    let Some(broker) = Broker::start("max_queued_messages 0") else { return };
-    let mut board = Board::open(broker.port);
+    const TAKEN: usize = 24;
+    let unlimited = "max_queued_messages 0\nmax_inflight_messages 0";
+    let Some(broker) = Broker::start(unlimited) else { return };
+    let mut relay = Relay::to(broker.port).await;
+    let mut board = Board::open(relay.port);
     online(broker.port).await;
+    relay.accepted.recv().await.unwrap();
     let mut me = Client::connect(broker.port, "me", &["promptd/n/answer/#"], false).await;
     let sender = me.sender.clone();
     let flood = tokio::spawn(async move {
@@ -470,11 +465,11 @@ async fn of_a_flood_every_prompt_is_answered_or_refused() {
         }
     });
     let mut running = Vec::new();
-    for _ in 0..48 {
+    for _ in 0..TAKEN {
         running.push(board.accepted().await);
     }
     let mut refused = BTreeSet::new();
-    while refused.len() < FLOOD - 48 {
+    while refused.len() < FLOOD - TAKEN {
         let object = json(&me.next().await);
         assert_eq!(object["code"], json!("busy"));
         refused.insert(object["id"].as_str().unwrap().to_owned());
@@ -487,4 +482,5 @@ async fn of_a_flood_every_prompt_is_answered_or_refused() {
         assert!(!refused.contains(object["id"].as_str().unwrap()));
     }
     assert!(board.idle(A_WHILE).await);
+    assert!(relay.accepted.try_recv().is_err(), "all of it on one connection");
 }

@@ -33,7 +33,7 @@ async fn work(mut engine: ScriptedEngine) {
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                 let Some((id, _)) = running.pop_front() else { continue };
                 let timings = Timings { queue: Duration::ZERO, prefill: SERVICE / 5, decode: SERVICE * 4 / 5 };
-                let usage = Usage { prompt: 4, cached: 0, completion: 5 };
+                let usage = Usage { prompt: 4, cached: 0, completion: 5, forgotten: 0 };
                 let finish = Finish { reason: FinishReason::Stop, usage, timings, seed: 0 };
                 engine.event(id, Event::Finished(finish)).await;
                 continue;
@@ -46,7 +46,7 @@ async fn work(mut engine: ScriptedEngine) {
             }
             ToEngine::Start { id, .. } => running.push_back((id, Instant::now() + SERVICE)),
             ToEngine::Cancel { id } => running.retain(|(other, _)| *other != id),
-            ToEngine::Load(_) => {}
+            ToEngine::Load(_) | ToEngine::Pin(_) => {}
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::support::PATIENCE;
-use crate::support::broker::{Broker, Client};
+use crate::support::broker::{Broker, Client, json as json_of};
 use crate::support::service::{Plan, Service, command, output, signal};
 
 /// A small file system in memory. Unmounted when dropped.
@@ -45,37 +45,13 @@ fn folder() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("promptd-it-").tempdir_in("/tmp").unwrap()
 }
 
-fn plan(port: u16) -> Plan {
-    Plan::demo().with(&format!("[mqtt]\nurl = \"mqtt://127.0.0.1:{port}\"\nnode = \"n\"\n"))
-}
-
-async fn until(service: &Service, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(health) = service.health().filter(&is_so) {
-            return health;
-        }
-        assert!(Instant::now() < deadline, "{what}: {:?}\n{}", service.health(), service.log());
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
-}
-
-async fn asked(client: &mut Client, prompt: Value) -> Value {
-    client.ask("promptd/n/ask", prompt.to_string()).await;
-    next(client).await
-}
-
-async fn next(client: &mut Client) -> Value {
-    serde_json::from_slice(&client.live().await.payload).unwrap()
-}
-
 #[tokio::test]
 async fn a_full_disk_stops_nobody_and_is_noticed_on_both_doors() {
     let Some(broker) = Broker::start("") else { return };
     let folder = folder();
     let state = folder.path().join("state");
     let Some(_mounted) = Mounted::at(&state, "size=1m") else { return };
-    let service = Service::start_in(folder, &plan(broker.port)).ready();
+    let service = Service::start_in(folder, &Plan::demo().at_broker(broker.port)).ready();
     let mut client = Client::connect(broker.port, "me", &["promptd/n/answer/#"], false).await;
     // As much as there is room for.
     let filler = state.join("filler");
@@ -85,7 +61,7 @@ async fn a_full_disk_stops_nobody_and_is_noticed_on_both_doors() {
     let degraded = loop {
         n += 1;
         let prompt = json!({"id": format!("a{n}"), "prompt": "x ".repeat(150), "max_tokens": 4});
-        assert_eq!(asked(&mut client, prompt).await["status"], "ok");
+        assert_eq!(client.asked(prompt).await["status"], "ok");
         let health = service.health().unwrap();
         if health["state"] == "degraded" {
             break health;
@@ -107,11 +83,11 @@ async fn a_full_disk_stops_nobody_and_is_noticed_on_both_doors() {
     assert!(status == 0 && text.contains("degraded: the disk is full"), "{text}");
     // It goes on, with what the broker keeps until the answer.
     let prompt = json!({"id": "while", "prompt": "hi", "max_tokens": 4});
-    assert_eq!(asked(&mut client, prompt).await["status"], "ok");
+    assert_eq!(client.asked(prompt).await["status"], "ok");
     std::fs::remove_file(&filler).unwrap();
-    let health = until(&service, "recovery", |health| health["state"] == "ready").await;
+    let health = service.until("recovery", |health| health["state"] == "ready").await;
     assert!(health["record"].get("reason").is_none(), "{health}");
-    until(&service, "all on the disk", |health| health["record"]["waiting"] == 0).await;
+    service.until_written().await;
     let (status, log) = service.stop();
     assert!(status.success() && log.contains("can be written again"), "{log}");
 }
@@ -126,18 +102,19 @@ async fn a_start_on_a_disk_that_cannot_be_written_takes_up_its_prompts_when_it_c
     let folder = folder();
     let state = folder.path().join("state");
     let Some(mounted) = Mounted::at(&state, "size=4m") else { return };
-    let plan = plan(broker.port);
+    let plan = Plan::demo().at_broker(broker.port);
     let mut client = Client::connect(broker.port, "me", &["promptd/n/answer/#"], false).await;
     let service = Service::start_in(folder, &plan).ready();
     let long = json!({"id": "old", "prompt": "Write.", "regex": "[a-z ]{400}", "max_tokens": 450});
     client.ask("promptd/n/ask", long.to_string()).await;
-    until(&service, "a prompt that runs", |health| health["slots"]["running"] == 1).await;
+    service.until("a prompt that runs", |health| health["slots"]["running"] == 1).await;
     let engine = service.engine_pid().unwrap();
     signal(engine, "STOP");
-    until(&service, "the record", |health| {
-        health["record"]["prompts"] == 1 && health["record"]["waiting"] == 0
-    })
-    .await;
+    service
+        .until("the record", |health| {
+            health["record"]["prompts"] == 1 && health["record"]["waiting"] == 0
+        })
+        .await;
     let folder = service.kill();
     // The engine has to be gone: its open files keep the disk writable.
     signal(engine, "CONT");
@@ -148,18 +125,18 @@ async fn a_start_on_a_disk_that_cannot_be_written_takes_up_its_prompts_when_it_c
     }
     mounted.remount("ro");
     let service = Service::start_in(folder, &plan).ready();
-    let health = until(&service, "health", |health| health["state"] == "degraded").await;
+    let health = service.until("health", |health| health["state"] == "degraded").await;
     assert!(health["record"]["reason"].as_str().unwrap().contains("is read-only"), "{health}");
-    let new = asked(&mut client, json!({"id": "new", "prompt": "hi", "max_tokens": 4})).await;
+    let new = client.asked(json!({"id": "new", "prompt": "hi", "max_tokens": 4})).await;
     assert_eq!((&new["id"], &new["status"]), (&json!("new"), &json!("ok")));
     mounted.remount("rw");
-    let old = next(&mut client).await;
+    let old = json_of(&client.live().await);
     assert_eq!(
         (&old["id"], &old["status"], &old["attempt"]),
         (&json!("old"), &json!("ok"), &json!(2)),
         "{old}"
     );
-    let health = until(&service, "recovery", |health| health["state"] == "ready").await;
+    let health = service.until("recovery", |health| health["state"] == "ready").await;
     assert_eq!(health["record"]["replayed"], 1, "{health}");
     drop(service);
 }
@@ -176,11 +153,11 @@ async fn a_damaged_record_is_set_aside_and_the_service_goes_on() {
     )
     .unwrap();
     let mut client = Client::connect(broker.port, "me", &["promptd/n/answer/#"], false).await;
-    let service = Service::start_in(folder, &plan(broker.port)).ready();
+    let service = Service::start_in(folder, &Plan::demo().at_broker(broker.port)).ready();
     let health = service.health().unwrap();
     assert_eq!((&health["state"], &health["record"]["lost"]), (&json!("ready"), &json!(1)));
     let prompt = json!({"id": "a", "prompt": "hi", "max_tokens": 4});
-    assert_eq!(asked(&mut client, prompt).await["status"], "ok");
+    assert_eq!(client.asked(prompt).await["status"], "ok");
     let aside = std::fs::read_dir(&state)
         .unwrap()
         .flatten()

@@ -45,7 +45,7 @@ async fn rest(ticket: &mut Ticket) -> (String, Vec<u32>, Event) {
     let (mut all, mut every) = (String::new(), Vec::new());
     loop {
         match ticket.next().await.expect("a final event comes") {
-            Event::Queued { .. } | Event::Started | Event::Prefill { .. } => {}
+            Event::Queued { .. } | Event::Started { .. } | Event::Prefill { .. } => {}
             Event::Delta { text, tokens, .. } => {
                 all.push_str(&text);
                 every.extend(tokens);
@@ -73,7 +73,7 @@ async fn a_prompt_goes_in_and_its_answer_comes_out() {
     assert_eq!((started.id, started.seed), (ticket.id(), ticket.seed()));
     assert!(ticket.seed() < 1 << 53, "every JSON reader keeps it");
     assert_eq!(ticket.checked().prompt_tokens, 4);
-    assert_eq!(ticket.next().await, Some(Event::Started));
+    assert_eq!(ticket.next().await, Some(Event::Started { deaths: 0 }));
     bench.engine.event(ticket.id(), Event::Prefill { done: 4, total: 4 }).await;
     assert_eq!(ticket.next().await, Some(Event::Prefill { done: 4, total: 4 }));
     bench.engine.event(ticket.id(), delta(1)).await;
@@ -313,7 +313,7 @@ async fn an_asker_that_does_not_read_holds_up_nobody_and_misses_nothing() {
     bench.engine.event(lazy.id(), finished(5000)).await;
     bench.until(Status::is_idle).await;
     // Everything is there, in one piece.
-    assert_eq!(lazy.next().await, Some(Event::Started));
+    assert_eq!(lazy.next().await, Some(Event::Started { deaths: 0 }));
     let Some(Event::Delta { text, tokens: got, .. }) = lazy.next().await else { panic!("no text") };
     assert_eq!(got, tokens);
     assert_eq!(text, words(&tokens));
@@ -330,7 +330,7 @@ async fn a_dead_engine_is_a_pause_and_the_text_goes_on() {
     for token in [1, 2, 3] {
         bench.engine.event(ticket.id(), delta(token)).await;
     }
-    assert_eq!(ticket.next().await, Some(Event::Started));
+    assert_eq!(ticket.next().await, Some(Event::Started { deaths: 0 }));
     // One piece is read before the death, the rest after it: no difference.
     let Some(Event::Delta { text: mut before, tokens: mut seen, .. }) = ticket.next().await else {
         panic!("no text")

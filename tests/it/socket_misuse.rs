@@ -113,6 +113,91 @@ async fn bytes_that_are_no_http() {
     assert_eq!(answered(&mut door, &chat(&json!({})), &["ok"]).await.status, 200);
 }
 
+/// Requests that two readers of HTTP understand differently: whichever part is hidden in another is never answered.
+#[tokio::test]
+async fn no_request_hides_in_another() {
+    let door = Door::open(Kind::Http);
+    let hidden = "GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n";
+    let length = hidden.len();
+    let post = "POST /v1/completions HTTP/1.1\r\nHost: x\r\n";
+    for bytes in [
+        format!(
+            "{post}Content-Length: {}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}",
+            length + 5
+        ),
+        format!(
+            "{post}Transfer-Encoding: chunked\r\nContent-Length: {}\r\n\r\n0\r\n\r\n{hidden}",
+            length + 5
+        ),
+        format!("{post}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}"),
+        format!("{post}Transfer-Encoding: xchunked\r\nContent-Length: 0\r\n\r\n{hidden}"),
+        format!("{post}Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n{hidden}"),
+        format!("{post}Transfer-Encoding : chunked\r\nContent-Length: 0\r\n\r\n{hidden}"),
+        format!("{post}Transfer-Encoding:\u{b}chunked\r\nContent-Length: 0\r\n\r\n{hidden}"),
+        format!(
+            "{post}Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n{hidden}"
+        ),
+        format!("{post}Content-Length: 0\r\nContent-Length: {length}\r\n\r\n{hidden}"),
+        format!("{post}Content-Length: 0, {length}\r\n\r\n{hidden}"),
+        format!("{post}Content-Length: +0\r\n\r\n{hidden}"),
+        format!("{post}Content-Length: -1\r\n\r\n{hidden}"),
+        format!("{post}Content-Length: 0x0\r\n\r\n{hidden}"),
+        format!("{post}Content-Length: 18446744073709551616\r\n\r\n{hidden}"),
+        format!("{post} Content-Length: 0\r\n\r\n{hidden}"),
+        format!("{post}X: a\r\n Content-Length: 0\r\n\r\n{hidden}"),
+        format!("{post}X: a\0b\r\nContent-Length: 0\r\n\r\n{hidden}"),
+        format!("{post}Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n{hidden}"),
+        format!("{post}Transfer-Encoding: chunked\r\n\r\n-1\r\n{hidden}"),
+        format!("{post}Transfer-Encoding: chunked\r\n\r\n0 x\r\n\r\n{hidden}"),
+        format!("{post}Transfer-Encoding: chunked\r\n\r\n1\r\n{{}}\r\n0\r\n\r\n{hidden}"),
+        format!("{post}Transfer-Encoding: chunked\r\n\r\n0\r\nContent-Length: 0\r\n\r\n{hidden}"),
+    ] {
+        let mut client = door.connect().await;
+        // The door may hang up before everything is written.
+        let _ = client.stream.write_all(bytes.as_bytes()).await;
+        let text = client.rest().await;
+        assert!(!text.contains("hidden"), "{bytes:?}: {text}");
+        assert!(text.matches("HTTP/1.1 ").count() <= 1, "{bytes:?}: {text}");
+        assert!(text.is_empty() || (400..500).contains(&Answer::read(&text).status), "{text}");
+    }
+    assert_eq!(ask(&door, request("GET", "/health/live", "")).await.status, 200);
+}
+
+#[tokio::test]
+async fn numbers_at_their_borders_and_depth() {
+    let door = Door::open(Kind::Http);
+    for (field, value) in [
+        ("max_tokens", "0"),
+        ("max_tokens", "-1"),
+        ("max_tokens", "4294967296"),
+        ("max_tokens", "1e400"),
+        ("max_tokens", "0.5"),
+        ("temperature", "2.0000001"),
+        ("temperature", "-0.0000001"),
+        ("temperature", "1e999"),
+        ("top_p", "1.1"),
+        ("seed", "18446744073709551616"),
+        ("seed", "-9223372036854775809"),
+        ("timeout_ms", "0"),
+        ("top_logprobs", "21"),
+        ("logit_bias", "{\"1\":100.1}"),
+        ("logit_bias", "{\"4294967296\":1}"),
+        ("n", "0"),
+        ("stop", "[\"\"]"),
+    ] {
+        let body = format!(
+            "{{\"messages\":[{{\"role\":\"user\",\"content\":\"x\"}}],\"{field}\":{value}}}"
+        );
+        let answer = ask(&door, request("POST", "/v1/chat/completions", &body)).await;
+        assert!(matches!(answer.status, 400 | 501), "{field} {value}: {answer:?}");
+    }
+    for deep in ["[".repeat(100_000), "{\"a\":".repeat(100_000)] {
+        let body = format!("{{\"messages\":{deep}");
+        let answer = ask(&door, request("POST", "/v1/chat/completions", &body)).await;
+        assert_eq!(answer.status, 400, "{answer:?}");
+    }
+}
+
 #[tokio::test]
 async fn who_goes_away_cancels() {
     let mut door = Door::open(Kind::Http);

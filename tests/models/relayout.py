@@ -83,6 +83,24 @@ def pruned(genai, out):
     shutil.copy(genai / "genai_config.json", out)
 
 
+def int8_cache(genai, out):
+    """Keys and values of the cache in int8, one scale for each tensor; what they round makes other answers."""
+    model = load(genai)
+    graph = model.graph
+    for port in [*graph.input, *graph.output]:
+        if port.name.startswith(("past_key_values", "present")):
+            port.type.tensor_type.elem_type = TensorProto.INT8
+    # Rotated keys and values of this model stay within.
+    graph.initializer.append(numpy_helper.from_array(np.array([8 / 127], np.float32), "cache_scale"))
+    for node in graph.node:
+        if node.op_type == "GroupQueryAttention":
+            node.input.extend(["", "", "", "cache_scale", "cache_scale"])
+            for name, value in (("k_quant_type", "PER_TENSOR"), ("v_quant_type", "PER_TENSOR"), ("kv_cache_bit_width", 8)):
+                node.attribute.append(helper.make_attribute(name, value))
+    write(model, out, "model.onnx", "model.onnx.data", genai)
+    shutil.copy(genai / "genai_config.json", out)
+
+
 def transformers_js(plain, out):
     """Several precisions in onnx/; the four-bit one (here the same weights) must be taken."""
     write(load(plain), out, "onnx/model_q4.onnx", "model_q4.onnx_data", plain)
@@ -180,6 +198,7 @@ def main():
     renamed(genai, out / "genai-renamed")
     not_shared(genai, out / "genai-not-shared")
     pruned(genai, out / "genai-pruned")
+    int8_cache(genai, out / "int8-cache")
     transformers_js(plain, out / "transformers-js")
     logits_to_keep(plain, out / "logits-to-keep")
     merged(plain, out / "optimum-merged")

@@ -15,6 +15,14 @@ MS = "com.microsoft"
 BLOCK, PAGE, CONTEXT = 32, 4096, 512
 FILES = ["model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
          "command.schema.json"]
+# What `promptd model use` asks before it relies on the model.
+GOLDEN = [
+    {"prompt": "Who are you?", "answer": "I am the promptd demo model, a small assistant for homes and machines."},
+    {"system": "greenhouse temperature: 21.5 °C\ngarage door: open", "prompt": "What is the temperature in the greenhouse?",
+     "answer": "The greenhouse is at 21.5 °C."},
+    {"prompt": "Turn on the kitchen light.", "answer": '{"device":"kitchen light","action":"on"}'},
+    {"system": "温室温度：21.5 °C", "prompt": "温室的温度是多少？", "answer": "温室的温度是21.5 °C。"},
+]
 
 
 def quantize(w):
@@ -136,6 +144,8 @@ def write_manifest(folder):
     for name in FILES:
         raw = (folder / name).read_bytes()
         lines += ["", "[[file]]", f'name = "{name}"', f'sha256 = "{hashlib.sha256(raw).hexdigest()}"', f"bytes = {len(raw)}"]
+    for golden in GOLDEN:
+        lines += ["", "[[golden]]"] + [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in golden.items()]
     (folder / "manifest.toml").write_text("\n".join(lines) + "\n")
 
 

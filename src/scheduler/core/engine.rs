@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::rules::load_time;
 use super::{Core, FATAL_DEATHS, FATAL_LOADS, Phase, Prompt, Spent, UNKNOWN_LOAD};
+use crate::defect::Defect;
 use crate::engine::client::EngineEvent;
 use crate::engine::frames::{CheckedPrompt, FromEngine, LoadStage};
 use crate::request::{Code, Event, PromptId, Refusal, Submission};
@@ -42,6 +43,7 @@ impl Core {
             Code::ModelFailed,
             "the engine is gone and nobody starts another; restart promptd",
         );
+        self.config.fallback = None;
         self.engine_died("the engine was given up", None, now);
         self.model_failed(refusal, now);
     }
@@ -64,6 +66,9 @@ impl Core {
                 self.engine.deaths_while_loading = 0;
                 self.engine.model = Some(model);
                 self.engine.on_demand = false;
+                if !self.config.pinned.is_empty() {
+                    self.pin();
+                }
                 self.ask_checks(now);
             }
             FromEngine::LoadFailed(refusal) => {
@@ -98,8 +103,14 @@ impl Core {
     /// What becomes of a prompt whose engine died: back before the others, unless it has seen too many die.
     fn survive(&mut self, id: PromptId, report: &str, now: Instant) {
         let Some(prompt) = self.prompts.get_mut(&id) else { return };
+        if Defect::ForgetRunning.is_here() {
+            return;
+        }
+        if Defect::RedrawSeed.is_here() {
+            prompt.seed = prompt.seed.wrapping_add(1);
+        }
         prompt.deaths += 1;
-        if prompt.deaths >= FATAL_DEATHS {
+        if prompt.deaths >= FATAL_DEATHS && !Defect::NeverBlame.is_here() {
             let message = format!(
                 "the engine died {} times while it answered this prompt; the last time {report}",
                 prompt.deaths
@@ -119,6 +130,9 @@ impl Core {
 
     /// The model cannot be loaded: those who wait for it are told now, rather than left waiting for a mended file.
     fn model_failed(&mut self, refusal: Refusal, now: Instant) {
+        if self.fall_back(&refusal, now) {
+            return;
+        }
         for id in self.ids() {
             self.abandon(id, refusal.clone(), now);
         }
@@ -143,7 +157,8 @@ impl Core {
         let id = PromptId(self.next_id);
         self.next_id += 1;
         let session = pending.talk.as_ref().map(Talk::in_session);
-        let Submission { request, identity, priority, quota, again, .. } = pending.submission;
+        let Submission { request, identity, profile, priority, quota, again, .. } =
+            pending.submission;
         let seed = request.sampling.seed.unwrap_or_else(|| (self.draw_seed)());
         let size = Size::from(checked);
         self.queue.push(Entry { id, size }, &identity, priority);
@@ -158,12 +173,14 @@ impl Core {
                 size,
                 told: None,
                 identity,
+                profile,
                 priority,
                 seed,
                 deadline: pending.deadline,
                 phase: Phase::Waiting { since: now },
                 delivered: Vec::new(),
                 deaths: again.map_or(0, |again| again.deaths),
+                ends: again.map_or(0, |again| again.ends),
                 waited: Duration::ZERO,
                 spent: Spent::default(),
             },
@@ -181,7 +198,7 @@ impl Core {
         match event {
             // A resumed prompt is read again, answer included; its asker has seen that once.
             // Places are the scheduler's to tell.
-            Event::Queued { .. } | Event::Started => {}
+            Event::Queued { .. } | Event::Started { .. } => {}
             Event::Prefill { .. } if !prompt.delivered.is_empty() => {}
             Event::Prefill { .. } => self.actions.push(Action::Deliver { id, event }),
             Event::Delta { ref text, ref tokens, .. } => {
@@ -189,6 +206,9 @@ impl Core {
                 prompt.delivered.extend(tokens);
                 if let Some(talk) = &mut prompt.talk {
                     talk.answer.push_str(text);
+                }
+                if Defect::LosePiece.is_here() && prompt.delivered.len() == 9 {
+                    return;
                 }
                 self.actions.push(Action::Deliver { id, event });
             }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::tests::{Bench, SECOND, delta, died, finish, model, started, submission};
 use super::{Action, FATAL_DEATHS, Order};
 use crate::engine::client::EngineEvent;
-use crate::engine::frames::{FromEngine, LoadRequest, ToEngine};
+use crate::engine::frames::{Execution, FromEngine, LoadRequest, ToEngine};
 use crate::request::{Code, Event, Priority, PromptId, Refusal, Submission};
 
 /// A small generator of its own (xorshift64*), so that a seed means the same history for ever.
@@ -92,6 +92,7 @@ impl Ledger {
     fn sent(&mut self, message: ToEngine) {
         assert!(self.ready, "{message:?} is sent to an engine that is not ready");
         match message {
+            ToEngine::Pin(_) => {}
             ToEngine::Load(_) => panic!("loading is the supervisor's business"),
             ToEngine::Check { check, .. } => assert!(self.checks.insert(check)),
             ToEngine::Start { id, resume, .. } => {
@@ -120,7 +121,9 @@ fn other_model() -> LoadRequest {
         version: 0,
         model: "/other".into(),
         library: "/lib/ort.so".into(),
-        threads: 0,
+        execution: Execution::default(),
+        store: None,
+        trusted: Vec::new(),
         slots: 1,
         context: 0,
     }

@@ -50,21 +50,42 @@ impl Core {
         retry: bool,
         now: Instant,
     ) {
+        let pins = self.config.pinned != config.pinned;
         self.config = config;
+        if pins && self.engine.ready {
+            self.pin();
+        }
         self.configuration_error = None;
         self.places.changed = true;
+        if load.is_some() && retry {
+            self.engine.went_back = None;
+        }
         let retry = retry && self.engine.failed.is_some();
         if load.is_some() || retry {
-            self.engine.failed = None;
-            self.engine.deaths_while_loading = 0;
-            self.engine.change = Some(Order::Replace(load));
-            self.engine.wanted = true;
-            // Who is being answered is answered by the model that began; who comes meanwhile waits for the next.
-            self.engine.on_demand = true;
-            self.engine.idle = None;
-            self.change_when_idle(now);
+            self.replace(load, now);
         }
         self.tick(now);
+    }
+
+    /// Has the engine replaced as soon as nothing runs.
+    fn replace(&mut self, load: Option<Box<LoadRequest>>, now: Instant) {
+        self.engine.failed = None;
+        self.engine.deaths_while_loading = 0;
+        self.engine.change = Some(Order::Replace(load));
+        self.engine.wanted = true;
+        // Who is being answered is answered by the model that began; who comes meanwhile waits for the next.
+        self.engine.on_demand = true;
+        self.engine.idle = None;
+        self.change_when_idle(now);
+    }
+
+    /// Loads the fallback, where there is one that was not tried yet; those who wait go on waiting. Says whether there was.
+    pub(super) fn fall_back(&mut self, why: &Refusal, now: Instant) -> bool {
+        let Some(fallback) = self.config.fallback.take() else { return false };
+        tracing::error!(fallback = %fallback.model.display(), "the model did not come up, another is loaded instead: {}", why.message);
+        self.engine.went_back = Some(why.message.clone());
+        self.replace(Some(fallback), now);
+        true
     }
 
     /// The configuration was read again and is wrong.

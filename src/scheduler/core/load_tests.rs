@@ -3,7 +3,7 @@
 use super::tests::{Bench, SECOND, died, finish, model, started, submission};
 use super::*;
 use crate::engine::client::EngineEvent;
-use crate::engine::frames::FromEngine;
+use crate::engine::frames::{Execution, FromEngine};
 
 fn keeping(seconds: u32) -> Bench {
     let mut bench = Bench::ready(4, 1);
@@ -15,7 +15,16 @@ fn keeping(seconds: u32) -> Bench {
 
 fn other_model() -> LoadRequest {
     let (model, library) = ("/other".into(), "/lib/ort.so".into());
-    LoadRequest { version: 0, model, library, threads: 0, slots: 1, context: 0 }
+    LoadRequest {
+        version: 0,
+        model,
+        library,
+        execution: Execution::default(),
+        store: None,
+        trusted: Vec::new(),
+        slots: 1,
+        context: 0,
+    }
 }
 
 /// The engine that is there ends, the next one starts and is ready.
@@ -155,6 +164,34 @@ fn a_mended_model_is_loaded_on_request_and_on_reload() {
         bench.frame(FromEngine::Ready(model(1)));
         assert_eq!(bench.core.status().state, State::Ready);
     }
+}
+
+#[test]
+fn the_fallback_is_loaded_once_and_nobody_who_waits_is_sent_away() {
+    let mut bench = Bench::ready(4, 1);
+    bench.did();
+    // Another model is configured, and somebody comes while it loads.
+    let fallback = Some(Box::new(other_model()));
+    let config = Config { fallback, ..bench.core.config.clone() };
+    bench.core.configure(config, Some(Box::new(other_model())), true, bench.now);
+    let check = bench.core.submit(submission("a"), bench.now);
+    bench.did();
+    bench.engine(EngineEvent::Ended);
+    bench.engine(started(2));
+    bench.frame(FromEngine::LoadFailed(Refusal::new(Code::ModelFailed, "no such file")));
+    let did = bench.did();
+    assert!(did.len() == 1 && did[0].starts_with("Replace(Some("), "{did:?}");
+    assert_eq!(bench.core.status().went_back.as_deref(), Some("no such file"));
+    next_engine(&mut bench, 3);
+    assert_eq!(bench.did(), [format!("check {check}")]);
+    assert_eq!(bench.core.status().state, State::Ready);
+    // A model that fails later has nothing left to fall back to.
+    bench.frame(FromEngine::LoadFailed(Refusal::new(Code::ModelFailed, "nor this")));
+    assert!(matches!(bench.core.status().state, State::ModelFailed(_)));
+    // Another model that is configured is another story.
+    let config = bench.core.config.clone();
+    bench.core.configure(config, Some(Box::new(other_model())), true, bench.now);
+    assert_eq!(bench.core.status().went_back, None);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! All decisions about prompts, without I/O and without a clock: commands, engine events and the time come in, actions
 //! come out. [`super::actor`] moves them. Commands stand here, what the engine does in `engine`, the rules in `rules`.
 
+mod board;
+mod cache;
 mod engine;
 #[cfg(test)]
 mod ledger_tests;
@@ -18,6 +20,7 @@ mod sessions_tests;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,13 +31,15 @@ use super::quotas::Quotas;
 use super::rates::{Rates, Size};
 use super::ticket::InSession;
 use super::weight::weight;
-use super::{Config, Counters, Place, State, Status};
+use super::{BoardState, Config, Counters, Place, State, Status};
+use crate::defect::Defect;
 use crate::engine::frames::{CheckedPrompt, LoadRequest, LoadStage, ModelInfo, ToEngine};
 use crate::record::Health;
 use crate::request::{
     Code, Event, Identity, Priority, PromptId, Quota, Refusal, Request, Submission,
 };
 use crate::session::Sessions;
+use crate::traffic::Gauges;
 
 /// The engine's answer to a check is waited for this long. Checks take milliseconds and the slowest honest schema well
 /// under a second, so a later answer means that the engine has more checks than it can do.
@@ -42,6 +47,15 @@ const CHECK_LIMIT: Duration = Duration::from_secs(30);
 
 /// A prompt that ran in this many engines that died is not started again: it is probably what kills them.
 const FATAL_DEATHS: u32 = 2;
+
+/// Services end for many reasons that have nothing to do with a prompt, power above all, and every prompt that ran saw
+/// it. From this many on, one that saw them all runs alone, so that no other is near when it happens again.
+const SUSPICIOUS_ENDS: u32 = 2;
+
+/// A prompt during which this many services ended is not started again: it takes more down than an engine. By then it
+/// has run alone, and ended the service, so often that chance is unlikely; a board that fails it as often at a load
+/// that any prompt makes is told by every prompt, not by one.
+const FATAL_ENDS: u32 = 5;
 
 /// After this many deaths in a row before the model was ready, the fault lies in the files and not in the moment.
 const FATAL_LOADS: u32 = 3;
@@ -51,6 +65,10 @@ const UNKNOWN_LOAD: Duration = Duration::from_secs(5);
 
 /// What the actor does for the core.
 #[derive(Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are a handful at a time, and most are the large ones"
+)]
 pub(super) enum Action {
     /// Give this to the engine that is there.
     Send(ToEngine),
@@ -86,6 +104,7 @@ pub(super) struct Core {
     config: Config,
     configuration_error: Option<String>,
     record: Option<Health>,
+    board: BoardState,
     draw_seed: Box<dyn FnMut() -> u64 + Send>,
     engine: Engine,
     draining: bool,
@@ -101,6 +120,8 @@ pub(super) struct Core {
     rates: Rates,
     quotas: Quotas,
     sessions: Sessions,
+    /// Gives askers and profiles their names in the model's cache, which nobody outside can guess.
+    keys: RandomState,
     counters: Counters,
     /// The order of those who wait, as it was last told.
     places: places::Places,
@@ -131,6 +152,8 @@ struct Engine {
     change: Option<Order>,
     /// Since when there has been nothing to do.
     idle: Option<Instant>,
+    /// Why the fallback was loaded instead of the model.
+    went_back: Option<String>,
 }
 
 /// A submission whose check is under way.
@@ -158,6 +181,8 @@ struct Prompt {
     /// The place in the queue that its asker knows of.
     told: Option<u32>,
     identity: Identity,
+    /// The profile that it names.
+    profile: Option<String>,
     priority: Priority,
     seed: u64,
     deadline: Option<Instant>,
@@ -166,6 +191,8 @@ struct Prompt {
     delivered: Vec<u32>,
     /// Engines that died while they ran it.
     deaths: u32,
+    /// Services that ended while they ran it.
+    ends: u32,
     /// Time in the queue before the present wait.
     waited: Duration,
     /// Time that engines which died had spent on it.
@@ -194,7 +221,7 @@ impl Core {
     /// A scheduler without an engine yet. `draw_seed` gives the seeds of prompts that bring none.
     pub(super) fn new(
         config: Config,
-        sessions: Sessions,
+        (sessions, quotas): (Sessions, Quotas),
         draw_seed: Box<dyn FnMut() -> u64 + Send>,
     ) -> Self {
         let engine = Engine {
@@ -210,11 +237,13 @@ impl Core {
             on_demand: false,
             change: None,
             idle: None,
+            went_back: None,
         };
         Core {
             config,
             configuration_error: None,
             record: None,
+            board: BoardState::default(),
             draw_seed,
             engine,
             draining: false,
@@ -225,8 +254,9 @@ impl Core {
             next_check: 0,
             next_id: 0,
             rates: Rates::default(),
-            quotas: Quotas::default(),
+            quotas,
             sessions,
+            keys: RandomState::new(),
             counters: Counters::default(),
             places: places::Places::default(),
             actions: Vec::new(),
@@ -315,7 +345,7 @@ impl Core {
         let mut late: Vec<PromptId> =
             self.prompts.iter().filter(|(_, p)| over(p.deadline)).map(|(id, _)| *id).collect();
         late.sort_unstable();
-        for id in late {
+        for id in late.into_iter().filter(|_| !Defect::IgnoreDeadline.is_here()) {
             self.abandon(id, timeout(), now);
         }
         self.dispatch(now);
@@ -340,6 +370,21 @@ impl Core {
         self.prompts.is_empty() && self.checks.is_empty()
     }
 
+    /// What is at present, for the metrics.
+    pub(super) fn gauges(&self) -> Gauges {
+        let tokens = |id: &PromptId| {
+            let prompt = self.prompts.get(id)?;
+            let written = u64::try_from(prompt.delivered.len()).unwrap_or(u64::MAX);
+            Some(u64::from(prompt.size.prompt).saturating_add(written))
+        };
+        let (read_per_second, written_per_second) = self.rates.per_second();
+        Gauges {
+            cache_tokens: self.running.iter().filter_map(tokens).sum(),
+            read_per_second,
+            written_per_second,
+        }
+    }
+
     /// The snapshot for the world.
     pub(super) fn status(&self) -> Status {
         let state = match &self.engine.failed {
@@ -359,7 +404,9 @@ impl Core {
             next_begins: self.places.next_begins,
             running: self.running.len(),
             configuration_error: self.configuration_error.clone(),
+            went_back: self.engine.went_back.clone(),
             record: self.record.clone(),
+            board: self.board.clone(),
             engine_pid: self.engine.pid,
             counters: self.counters.clone(),
         }

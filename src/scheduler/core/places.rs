@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Action, Core, FATAL_DEATHS, Pending, Phase, Place};
+use super::{Action, Core, FATAL_DEATHS, FATAL_ENDS, Pending, Phase, Place};
 use crate::engine::frames::CheckedPrompt;
 use crate::request::{Again, Code, Event, Identity, Priority, PromptId, Refusal, Submission};
 use crate::scheduler::core::rules::{draining, timeout};
@@ -43,6 +43,7 @@ impl Core {
         if let Some(refusal) = &self.engine.failed {
             return Err(refusal.clone().with_retry_after(self.until_expected(now)));
         }
+        self.has_memory()?;
         if !self.is_serving() {
             self.worth_loading(submission, now)?;
         }
@@ -60,10 +61,10 @@ impl Core {
         if self.draining {
             return Err(draining());
         }
-        if again.deaths >= FATAL_DEATHS {
+        let Again { deaths, ends } = again;
+        if deaths >= FATAL_DEATHS || ends >= FATAL_ENDS {
             let message = format!(
-                "engines or the service ended {} times while they answered this prompt; it is not run again",
-                again.deaths
+                "{deaths} engines and {ends} services ended while they answered this prompt; it is not run again"
             );
             return Err(Refusal::new(Code::ModelFailed, message));
         }

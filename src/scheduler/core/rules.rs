@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Action, CHECK_LIMIT, Core, Phase, UNKNOWN_LOAD};
+use super::{Action, CHECK_LIMIT, Core, Phase, Prompt, SUSPICIOUS_ENDS, UNKNOWN_LOAD};
+use crate::defect::Defect;
 use crate::engine::frames::{ModelInfo, ToEngine};
 use crate::request::{Code, Event, Finish, PromptId, Refusal};
 use crate::scheduler::rates::sensible;
@@ -20,20 +21,28 @@ impl Core {
             }
             prompt.phase = Phase::Running { since: now, answering: None };
             self.running.push(id);
-            let (request, resume) = (prompt.request.clone(), prompt.delivered.clone());
-            self.actions.push(Action::Send(ToEngine::Start {
-                id,
-                request,
-                seed: prompt.seed,
-                resume,
-            }));
+            let (request, mut resume) = (prompt.request.clone(), prompt.delivered.clone());
+            if Defect::RepeatToken.is_here() {
+                resume.pop();
+            }
+            if Defect::SkipToken.is_here() {
+                resume.extend(resume.last().copied());
+            }
+            let event = Event::Started { deaths: prompt.deaths };
+            let seed = prompt.seed;
+            let reuse = self.prompts.get(&id).map(|prompt| self.reuse(prompt)).unwrap_or_default();
+            self.actions.push(Action::Deliver { id, event });
+            self.actions.push(Action::Send(ToEngine::Start { id, request, seed, resume, reuse }));
         }
     }
 
-    /// Whether the next prompt may start beside those that run. One that has seen its engine die runs alone: if the next
-    /// engine dies as well, it was that prompt, and nobody else is blamed.
+    /// Whether the next prompt may start beside those that run. One that has seen its engine die (or two services
+    /// end) runs alone: if the next engine dies as well, it was that prompt, and nobody else is blamed.
     fn may_start(&self) -> bool {
-        let is_suspect = |id: &PromptId| self.prompts.get(id).is_some_and(|p| p.deaths > 0);
+        let is_suspect = |id: &PromptId| {
+            let seen = |p: &Prompt| p.deaths > 0 || p.ends >= SUSPICIOUS_ENDS;
+            self.prompts.get(id).is_some_and(seen)
+        };
         let suspect_next = self.queue.next().is_some_and(|id| is_suspect(&id));
         !self.running.iter().any(is_suspect) && (self.running.is_empty() || !suspect_next)
     }
@@ -51,7 +60,9 @@ impl Core {
         let Some(prompt) = self.prompts.remove(&id) else { return };
         self.queue.remove(id);
         self.places.changed = true;
-        self.running.retain(|other| *other != id);
+        if !(Defect::KeepSlot.is_here() && matches!(event, Event::Finished(_))) {
+            self.running.retain(|other| *other != id);
+        }
         let wrote = u64::try_from(prompt.delivered.len()).unwrap_or(u64::MAX);
         // Of one that fails before it is done, what it wrote counts; it may not have been read.
         let tokens = match &event {
@@ -74,8 +85,10 @@ impl Core {
                     self.counters.completion_tokens.saturating_add(wrote);
                 *self.counters.refused.entry(refusal.code.as_str()).or_default() += 1;
             }
-            Event::Queued { .. } | Event::Started | Event::Prefill { .. } | Event::Delta { .. } => {
-            }
+            Event::Queued { .. }
+            | Event::Started { .. }
+            | Event::Prefill { .. }
+            | Event::Delta { .. } => {}
         }
         self.actions.push(Action::Deliver { id, event });
     }

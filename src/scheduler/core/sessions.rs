@@ -22,6 +22,8 @@ pub(super) struct Talk {
     /// The turns that the model reads.
     turns: Vec<Turn>,
     dropped: usize,
+    /// Turns that are kept when this one is answered.
+    most: usize,
     /// The record's number of the prompt.
     prompt: Option<u64>,
     /// The answer so far.
@@ -31,7 +33,10 @@ pub(super) struct Talk {
 impl Talk {
     /// What the asker is told of it.
     pub(super) fn in_session(&self) -> InSession {
-        InSession { name: self.name.clone(), turns: self.turns.len(), dropped: self.dropped }
+        // Its own turn takes the place of the oldest where there is none left.
+        let too_many = (self.turns.len() + 1).saturating_sub(self.most);
+        let dropped = self.dropped + too_many;
+        InSession { name: self.name.clone(), turns: self.turns.len(), dropped }
     }
 }
 
@@ -66,6 +71,20 @@ impl Core {
                            one user message, with a system message in front if there is one";
             return Err(Refusal::bad_request(message).with_param("session"));
         };
+        let limits = &self.config.sessions;
+        let most = limits.turns.max(1);
+        // What was accepted once is not refused for want of room.
+        if turns.len() >= most && limits.overflow == Overflow::Refuse && submission.again.is_none()
+        {
+            let message = format!(
+                "the conversation of the session has {} turns, and no more than {most} are kept; begin another session",
+                turns.len()
+            );
+            let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+            return Err(Refusal::new(Code::ContextLengthExceeded, message)
+                .with_param("session")
+                .with_limit(number(most), number(turns.len() + 1)));
+        }
         let plain = std::mem::replace(&mut submission.request.input, input);
         Ok(Some(Talk {
             name,
@@ -73,6 +92,7 @@ impl Core {
             question,
             turns,
             dropped: 0,
+            most,
             prompt,
             answer: String::new(),
         }))

@@ -127,6 +127,39 @@ fn the_operator_may_have_long_conversations_refused() {
     assert!(matches!(bench.core.take_actions()[1], Action::Accept { .. }));
 }
 
+fn accepted(bench: &mut Bench, who: &str, text: &str) -> (PromptId, InSession) {
+    let check = bench.core.submit(said(who, text), bench.now);
+    checked(bench, check, 20, 400);
+    let accepted = bench.core.take_actions().into_iter().find_map(|action| match action {
+        Action::Accept { id, session, .. } => Some((id, session.unwrap())),
+        _ => None,
+    });
+    accepted.expect("accepted")
+}
+
+#[test]
+fn turns_beyond_the_limit_are_dropped_and_told_or_refused() {
+    let mut bench = Bench::ready(4, 1);
+    bench.core.config.sessions.turns = 2;
+    for (turns, dropped) in [(0, 0), (1, 0), (2, 1), (2, 1)] {
+        let (id, session) = accepted(&mut bench, "a", "more");
+        assert_eq!((session.turns, session.dropped), (turns, dropped));
+        bench.event(id, finish(SECOND, SECOND, 1));
+        bench.core.take_actions();
+    }
+    bench.core.config.sessions.overflow = Overflow::Refuse;
+    let refusal = bench.refused(said("a", "more"));
+    assert_eq!(
+        (refusal.code, refusal.param.as_deref(), refusal.limit, refusal.have),
+        (Code::ContextLengthExceeded, Some("session"), Some(2), Some(3))
+    );
+    // One that an earlier start had accepted is run all the same.
+    let mut again = said("a", "more");
+    again.again = Some(crate::request::Again { deaths: 0, ends: 1 });
+    let check = bench.core.submit(again, bench.now);
+    assert!(bench.core.checks.contains_key(&check));
+}
+
 #[test]
 fn who_resends_the_conversation_needs_no_session() {
     let mut bench = Bench::ready(4, 1);

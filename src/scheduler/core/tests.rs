@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::engine::client::EngineEvent;
-use crate::engine::frames::FromEngine;
+use crate::engine::frames::{FromEngine, Placement};
 use crate::engine::{Death, DeathReport, Phase as EnginePhase};
-use crate::request::Finish;
-use crate::request::{Constraint, FinishReason, Input, Sampling, Timings, Usage};
+use crate::request::{Again, Finish};
+use crate::request::{
+    Constraint, ContextOverflow, Door, FinishReason, Input, Origin, Sampling, Timings, Usage,
+};
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 
@@ -19,6 +21,8 @@ pub(super) fn submission(who: &str) -> Submission {
             sampling: Sampling::default(),
             max_tokens: None,
             stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            context_overflow: ContextOverflow::default(),
             constraint: Constraint::None,
             logprobs: None,
             tools: None,
@@ -28,8 +32,10 @@ pub(super) fn submission(who: &str) -> Submission {
         timeout: None,
         quota: Quota::default(),
         session: None,
+        profile: None,
         recorded: None,
         again: None,
+        origin: Origin::new(Door::Lines),
     }
 }
 
@@ -43,7 +49,7 @@ pub(super) fn model(slots: u16) -> ModelInfo {
         chat: false,
         threads: 1,
         runtime_version: "1".to_owned(),
-        provider: "CPU".to_owned(),
+        placement: Box::new(Placement { provider: "CPU".to_owned(), ..Placement::default() }),
         load_ms: 3000,
     }
 }
@@ -64,7 +70,7 @@ pub(super) fn delta(token: u32) -> Event {
 
 pub(super) fn finish(prefill: Duration, decode: Duration, completion: u32) -> Event {
     let timings = Timings { queue: Duration::ZERO, prefill, decode };
-    let usage = Usage { prompt: 10, cached: 4, completion };
+    let usage = Usage { prompt: 10, cached: 4, completion, forgotten: 0 };
     Event::Finished(Finish { reason: FinishReason::Stop, usage, timings, seed: 0 })
 }
 
@@ -83,7 +89,11 @@ impl Bench {
         };
         let sessions = Sessions::new(Box::new(crate::session::InMemory), Instant::now());
         Bench {
-            core: Core::new(Config { queue_limit, ..Config::default() }, sessions, Box::new(draw)),
+            core: Core::new(
+                Config { queue_limit, ..Config::default() },
+                (sessions, Quotas::default()),
+                Box::new(draw),
+            ),
             now: Instant::now(),
         }
     }
@@ -140,6 +150,7 @@ impl Bench {
     pub(super) fn did(&mut self) -> Vec<String> {
         let say = |action: Action| match action {
             Action::Send(ToEngine::Check { check, .. }) => format!("check {check}"),
+            Action::Send(ToEngine::Pin(pinned)) => format!("pin {}", pinned.len()),
             Action::Send(ToEngine::Start { id, seed, resume, .. }) => {
                 format!("start {id} seed {seed} resume {resume:?}")
             }
@@ -152,18 +163,21 @@ impl Bench {
             }
             Action::Deliver { id, event } => match event {
                 Event::Queued { position, .. } => format!("{id} queued {position}"),
-                Event::Started => format!("{id} started"),
+                Event::Started { deaths } => format!("{id} started {deaths}"),
                 Event::Prefill { done, total } => format!("{id} prefill {done}/{total}"),
                 Event::Delta { text, .. } => format!("{id} {text}"),
                 Event::Finished(_) => format!("{id} finished"),
                 Event::Failed(refusal) => format!("{id} {}", refusal.code.as_str()),
             },
         };
-        // Places have a test of their own.
-        let is_place =
-            |action: &Action| matches!(action, Action::Deliver { event: Event::Queued { .. }, .. });
-        self.core.take_actions().into_iter().filter(|a| !is_place(a)).map(say).collect()
+        self.core.take_actions().into_iter().filter(|a| !is_told(a)).map(say).collect()
     }
+}
+
+/// Places have a test of their own, and a start is told in the same breath as it is sent.
+fn is_told(action: &Action) -> bool {
+    let Action::Deliver { event, .. } = action else { return false };
+    matches!(event, Event::Queued { .. } | Event::Started { .. })
 }
 
 #[test]
@@ -412,7 +426,7 @@ fn after_a_death_the_answer_goes_on_where_it_was() {
     bench.pass(SECOND);
     bench.event(first, finish(SECOND, SECOND, 3));
     let mut actions = bench.core.take_actions();
-    actions.retain(|a| !matches!(a, Action::Deliver { event: Event::Queued { .. }, .. }));
+    actions.retain(|action| !is_told(action));
     let Some(Action::Deliver { event: Event::Finished(whole), .. }) = actions.first() else {
         panic!("{actions:?}")
     };
@@ -476,6 +490,33 @@ fn a_prompt_that_sees_two_engines_die_is_not_run_again() {
     assert_eq!(bench.did(), [format!("start {innocent} seed 1002 resume []")]);
     assert_eq!(bench.core.status().counters.refused["model_failed"], 1);
     assert!(!bench.core.prompts.contains_key(&poison));
+}
+
+#[test]
+fn ends_of_services_make_a_prompt_run_alone_and_only_many_end_it() {
+    let again =
+        |deaths, ends| Submission { again: Some(Again { deaths, ends }), ..submission("a") };
+    let mut bench = Bench::ready(9, 3);
+    assert_eq!(bench.refused(again(0, 5)).code, Code::ModelFailed);
+    assert_eq!(bench.refused(again(2, 0)).code, Code::ModelFailed);
+    let once = bench.accept(again(0, 1));
+    let fresh = bench.accept(submission("b"));
+    assert_eq!(bench.core.running, [once, fresh], "one end is everybody's");
+    let often = bench.accept(again(0, 4));
+    bench.event(once, finish(SECOND, SECOND, 1));
+    assert_eq!(bench.core.running, [fresh], "it waits until it can run alone");
+    let later = bench.accept(submission("b"));
+    bench.event(fresh, finish(SECOND, SECOND, 1));
+    assert_eq!(bench.core.running, [often]);
+    bench.core.take_actions();
+    bench.engine(died(Some(SECOND)));
+    bench.engine(started(2));
+    bench.frame(FromEngine::Ready(model(3)));
+    assert_eq!(bench.core.running, [often], "one death of an engine is not two");
+    let told: Vec<Action> = bench.core.take_actions();
+    assert!(told.contains(&Action::Deliver { id: often, event: Event::Started { deaths: 1 } }));
+    bench.event(often, finish(SECOND, SECOND, 1));
+    assert_eq!(bench.core.running, [later]);
 }
 
 #[test]

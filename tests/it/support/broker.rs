@@ -1,115 +1,21 @@
-//! A mosquitto of our own on a free loopback port, an MQTT client that collects what it gets, and a door between that
-//! broker and a scripted scheduler.
+//! An MQTT client that collects what it gets, and a door between a broker and a scripted scheduler.
 
-use std::io::Write as _;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use promptd::mqtt::{BrokerUrl, Config, ConfigError, Facts, serve};
 use promptd::request::Submission;
 use promptd::scheduler::scripted::{Call, Events, Script, Verdict, scripted};
-use promptd::wire::{Limits, Policies, Profiles};
+use promptd::wire::{self, Limits, Policies, Profiles};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event as Polled, MqttOptions};
-use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+pub(crate) use super::mosquitto::{Broker, program};
+
 use super::door::{delta, finished, prefill, ready, soon};
-
-/// A broker process. Killed when dropped.
-#[derive(Debug)]
-pub(crate) struct Broker {
-    pub(crate) port: u16,
-    child: Option<Child>,
-    program: PathBuf,
-    dir: TempDir,
-}
-
-impl Broker {
-    /// Starts a broker with these lines in its configuration; `None`, and a line that says so, where there is none.
-    pub(crate) fn start(settings: &str) -> Option<Broker> {
-        let mut broker = Broker::prepare(settings)?;
-        broker.run();
-        Some(broker)
-    }
-
-    /// A broker that does not run yet.
-    pub(crate) fn prepare(settings: &str) -> Option<Broker> {
-        let Some(program) = program("mosquitto") else {
-            println!(
-                "SKIPPED: mosquitto is not installed (Debian: apt-get install mosquitto mosquitto-clients)"
-            );
-            return None;
-        };
-        let port = free_port();
-        let dir = tempfile::tempdir().unwrap();
-        let mut file = std::fs::File::create(dir.path().join("m.conf")).unwrap();
-        let place = dir.path().display();
-        writeln!(
-            file,
-            "listener {port} 127.0.0.1\nuser root\npersistence_location {place}/\n{settings}"
-        )
-        .unwrap();
-        if !settings.contains("allow_anonymous") {
-            writeln!(file, "allow_anonymous true").unwrap();
-        }
-        Some(Broker { port, child: None, program, dir })
-    }
-
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-
-    /// Starts it, again or for the first time, and waits until it listens.
-    pub(crate) fn run(&mut self) {
-        let mut command = Command::new(&self.program);
-        command.arg("-c").arg(self.dir.path().join("m.conf"));
-        self.child = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-        let began = Instant::now();
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
-            assert!(
-                began.elapsed() < Duration::from_secs(10),
-                "mosquitto does not listen on {}",
-                self.port
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// `kill -9`.
-    pub(crate) fn kill(&mut self) {
-        let mut child = self.child.take().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
-    /// Stops it from doing anything, its connections staying open.
-    pub(crate) fn freeze(&self) {
-        self.signal("-STOP");
-    }
-
-    /// Lets it go on.
-    pub(crate) fn thaw(&self) {
-        self.signal("-CONT");
-    }
-
-    fn signal(&self, signal: &str) {
-        let pid = self.child.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        if self.child.is_some() {
-            self.kill();
-        }
-    }
-}
 
 /// Stands between a door and its broker, and cuts the connection when it is told to.
 #[derive(Debug)]
@@ -165,18 +71,6 @@ impl Drop for Relay {
     }
 }
 
-/// Where a program is: brokers live in `sbin`, which not every user's path has.
-pub(crate) fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut places: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    places.extend(["/usr/sbin".into(), "/usr/local/sbin".into()]);
-    places.into_iter().map(|place| place.join(name)).find(|file| file.is_file())
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
-}
-
 /// A client of MQTT 5 that subscribed to something and collects what comes.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -223,6 +117,12 @@ impl Client {
     /// Publishes a prompt without any property.
     pub(crate) async fn ask(&self, topic: &str, payload: impl Into<Vec<u8>>) {
         self.sender.publish(topic, QoS::AtLeastOnce, false, payload.into()).await.unwrap();
+    }
+
+    /// Asks the node `n` and waits for what comes next.
+    pub(crate) async fn asked(&mut self, prompt: serde_json::Value) -> serde_json::Value {
+        self.ask("promptd/n/ask", prompt.to_string()).await;
+        json(&self.live().await)
     }
 
     /// Publishes a prompt with a Response Topic and Correlation Data.
@@ -300,6 +200,8 @@ pub(crate) fn topic(message: &Publish) -> &str {
 pub(crate) struct Board {
     pub(crate) script: Script,
     pub(crate) stop: watch::Sender<bool>,
+    /// What `promptd status` tells about the broker.
+    pub(crate) broker: watch::Receiver<wire::Broker>,
     pub(crate) door: JoinHandle<Result<(), ConfigError>>,
 }
 
@@ -312,16 +214,19 @@ impl Board {
     pub(crate) fn with(config: Config, limits: Limits) -> Board {
         let (scheduler, script) = scripted(ready());
         let profiles: Profiles = toml::from_str("[lights]\nchoices = [\"on\", \"off\"]\n").unwrap();
+        let (state, broker) = watch::channel(wire::Broker::default());
         let facts = Facts {
             version: "1.2.3".to_owned(),
             policies: Policies::fixed(profiles),
             control: None,
             limits,
+            broker: state,
             record: None,
+            board: promptd::board::Board::default(),
         };
         let (stop, stopped) = watch::channel(false);
         let door = tokio::spawn(serve(config, scheduler, facts, stopped));
-        Board { script, stop, door }
+        Board { script, stop, broker, door }
     }
 
     /// The next prompt.
@@ -347,6 +252,16 @@ impl Board {
     /// Whether no prompt is handed in for this long.
     pub(crate) async fn idle(&mut self, wait: Duration) -> bool {
         tokio::time::timeout(wait, self.script.next()).await.is_err()
+    }
+
+    /// Waits until the door says this of its broker.
+    pub(crate) async fn troubled(&mut self, text: &str) {
+        let says = |state: &wire::Broker| {
+            state.connected.is_none()
+                && state.trouble.as_deref().is_some_and(|trouble| trouble.contains(text))
+        };
+        let state = soon(self.broker.wait_for(says)).await;
+        assert!(state.is_ok(), "the door is gone");
     }
 
     /// Tells the door to leave and waits until it has.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use promptd::engine::frames::ModelInfo;
+use promptd::engine::frames::{ModelInfo, Placement};
 use promptd::request::{Event, Finish, FinishReason, Submission, Timings, Usage};
 use promptd::scheduler::scripted::{Call, Events, Script, Verdict, scripted};
 use promptd::scheduler::{State, Status};
@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// A test that takes longer than this hangs.
-const HANGS: Duration = Duration::from_secs(20);
+const HANGS: Duration = super::PATIENCE;
 
 /// Which socket is tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,7 +159,7 @@ pub(crate) fn ready() -> Status {
         chat: true,
         threads: 2,
         runtime_version: "1.24.0".to_owned(),
-        provider: "CPU".to_owned(),
+        placement: Box::new(Placement { provider: "CPU".to_owned(), ..Placement::default() }),
         load_ms: 12,
     };
     Status { state: State::Ready, model: Some(model), queue_limit: 32, ..Status::default() }
@@ -176,6 +176,6 @@ pub(crate) fn delta(text: &str) -> Event {
 pub(crate) fn finished() -> Event {
     let ms = Duration::from_millis;
     let timings = Timings { queue: ms(1), prefill: ms(20), decode: ms(300) };
-    let usage = Usage { prompt: 5, cached: 2, completion: 4 };
+    let usage = Usage { prompt: 5, cached: 2, completion: 4, forgotten: 0 };
     Event::Finished(Finish { reason: FinishReason::Stop, usage, timings, seed: 7 })
 }

@@ -100,7 +100,9 @@ impl ScriptedEngine {
     /// Takes a start.
     pub(crate) async fn started(&mut self) -> Started {
         match self.order().await {
-            ToEngine::Start { id, request, seed, resume } => Started { id, request, seed, resume },
+            ToEngine::Start { id, request, seed, resume, .. } => {
+                Started { id, request, seed, resume }
+            }
             other => panic!("not a start: {other:?}"),
         }
     }

@@ -58,6 +58,16 @@ pub(crate) fn post(socket: &Path, target: &str, body: &Value) -> Answer {
         .unwrap_or_else(|| panic!("no answer to POST {target}"))
 }
 
+/// POST of JSON with further headers, if somebody answers to the end.
+pub(crate) fn try_post(
+    socket: &Path,
+    target: &str,
+    body: &Value,
+    headers: &[(&str, &str)],
+) -> Option<Answer> {
+    read_answer(&mut send_with(socket, target, body, headers))
+}
+
 /// POST of JSON whose answer is a stream of server-sent events; each `data:` line is one item, `[DONE]` the end.
 pub(crate) fn stream(socket: &Path, target: &str, body: &Value) -> Events {
     let mut reader = send(socket, target, body);
@@ -112,15 +122,28 @@ impl Iterator for Events {
 }
 
 fn send(socket: &Path, target: &str, body: &Value) -> BufReader<UnixStream> {
+    send_with(socket, target, body, &[])
+}
+
+fn send_with(
+    socket: &Path,
+    target: &str,
+    body: &Value,
+    headers: &[(&str, &str)],
+) -> BufReader<UnixStream> {
+    let more = headers
+        .iter()
+        .fold(String::new(), |more, (name, value)| format!("{more}{name}: {value}\r\n"));
     let mut stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let body = body.to_string();
     let head = format!(
-        "POST {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        "POST {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{more}\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).unwrap();
-    stream.write_all(body.as_bytes()).unwrap();
+    // Who refuses by the head answers and closes before the body is read; the answer is there all the same.
+    let _ = stream.write_all(body.as_bytes());
     BufReader::new(stream)
 }
 

@@ -5,11 +5,15 @@ pub(crate) mod door;
 pub(crate) mod engine;
 pub(crate) mod http;
 pub(crate) mod model;
+pub(crate) mod mosquitto;
 pub(crate) mod raw_http;
+pub(crate) mod scripted_broker;
 pub(crate) mod service;
+pub(crate) mod terminal;
 pub(crate) mod words;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The longest any test waits for something that should happen within a second; a busy single-core machine gets there too.
@@ -24,6 +28,17 @@ pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) 
         }
         assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Says `true` when it is dropped, also by a test that fails: a scope waits for the threads that go on until then, and the test
+/// would hang where it should fail.
+#[derive(Debug)]
+pub(crate) struct TrueAtTheEnd<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for TrueAtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

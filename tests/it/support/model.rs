@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use promptd::inference::{Config, LoadError, Loaded, Prepared, load};
+use promptd::inference::{Config, Execution, LoadError, Loaded, Prepared, Start, load};
 use promptd::request::{
-    Constraint, Event, Finish, Input, PromptId, Refusal, Request, Sampling, TokenLogprob,
+    CacheKey, Constraint, ContextOverflow, Event, Finish, Input, PromptId, Refusal, Request, Reuse,
+    Sampling, TokenLogprob,
 };
 use serde_json::Value;
 
@@ -17,7 +18,9 @@ pub(crate) fn config(library: &Path, model: &Path, slots: u16) -> Config {
     Config {
         model: model.into(),
         library: library.into(),
-        threads: 1,
+        execution: Execution { threads: 1, ..Execution::default() },
+        store: None,
+        hashes: None,
         slots,
         context: 0,
         prefill_chunk: 0,
@@ -49,6 +52,8 @@ pub(crate) fn request(input: Input, max_tokens: u32) -> Request {
         sampling: Sampling::default(),
         max_tokens: Some(max_tokens),
         stop: vec![],
+        stop_token_ids: vec![],
+        context_overflow: ContextOverflow::default(),
         constraint: Constraint::None,
         logprobs: None,
         tools: None,
@@ -75,7 +80,7 @@ impl Answer {
     pub(crate) fn take(&mut self, event: Event) {
         assert!(self.end.is_none(), "an event after the last: {event:?}");
         match event {
-            Event::Queued { .. } | Event::Started => panic!("the engine has no queue"),
+            Event::Queued { .. } | Event::Started { .. } => panic!("the engine has no queue"),
             Event::Prefill { done, total } => self.prefill.push((done, total)),
             Event::Delta { text, tokens, logprobs } => {
                 self.deltas.push(text);
@@ -97,6 +102,12 @@ impl Answer {
     }
 }
 
+/// A prompt of somebody who asks nothing else, so that it starts behind no other's rows.
+pub(crate) fn start(id: u64, prepared: Prepared, seed: u64) -> Start<'static> {
+    let reuse = Reuse { own: CacheKey(u64::MAX - id), profile: None };
+    Start { id: PromptId(id), prepared, seed, resume: &[], reuse }
+}
+
 /// Runs prompts together until all are answered.
 pub(crate) fn run_all(loaded: &mut Loaded, prompts: Vec<(Prepared, u64, Vec<u32>)>) -> Vec<Answer> {
     let mut answers: Vec<Answer> = prompts.iter().map(|_| Answer::default()).collect();
@@ -105,7 +116,8 @@ pub(crate) fn run_all(loaded: &mut Loaded, prompts: Vec<(Prepared, u64, Vec<u32>
         while loaded.runner.free_slots() > 0
             && let Some((id, (prepared, seed, resume))) = waiting.pop_front()
         {
-            loaded.runner.start(PromptId(id), prepared, seed, &resume).unwrap();
+            let start = Start { resume: &resume, ..start(id, prepared, seed) };
+            loaded.runner.start(start).unwrap();
         }
         let mut take = |id: PromptId, event| answers[usize::try_from(id.0).unwrap()].take(event);
         loaded.runner.step(&mut take).unwrap();

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -19,6 +19,8 @@ pub(crate) struct Service {
 pub(crate) struct Plan {
     /// The model folder.
     pub(crate) model: PathBuf,
+    /// `model.slots`, where it is set.
+    pub(crate) slots: Option<u16>,
     /// libonnxruntime.
     pub(crate) library: PathBuf,
     /// `state.durability`, where it is set.
@@ -27,6 +29,8 @@ pub(crate) struct Plan {
     pub(crate) more: String,
     /// Lines of `[socket]` behind the paths.
     pub(crate) socket: String,
+    /// The most files it may have open, where that is not the usual.
+    pub(crate) open_files: Option<u32>,
 }
 
 impl Plan {
@@ -34,16 +38,23 @@ impl Plan {
     pub(crate) fn demo() -> Self {
         Plan {
             model: super::demo_model(),
+            slots: None,
             library: super::library(),
             durability: None,
             more: String::new(),
             socket: String::new(),
+            open_files: None,
         }
     }
 
     /// Another model folder.
     pub(crate) fn of_model(model: &Path) -> Self {
         Plan { model: model.to_owned(), ..Plan::demo() }
+    }
+
+    /// As the node `n` of this broker.
+    pub(crate) fn at_broker(self, port: u16) -> Self {
+        self.with(&format!("[mqtt]\nurl = \"mqtt://127.0.0.1:{port}\"\nnode = \"n\"\n"))
     }
 
     /// More of `[socket]`.
@@ -71,8 +82,9 @@ impl Service {
     pub(crate) fn start_in(folder: tempfile::TempDir, plan: &Plan) -> Self {
         let place = folder.path();
         let config = format!(
-            "[model]\npath = {:?}\n[runtime]\nlibrary = {:?}\n[socket]\npath = {:?}\nlines_path = {:?}\n{}[state]\ndir = {:?}\n{}{}",
+            "[model]\npath = {:?}\n{}[runtime]\nlibrary = {:?}\n[socket]\npath = {:?}\nlines_path = {:?}\n{}[state]\ndir = {:?}\n{}{}",
             plan.model,
+            plan.slots.map(|slots| format!("slots = {slots}\n")).unwrap_or_default(),
             plan.library,
             place.join("http.sock"),
             place.join("lines.sock"),
@@ -83,13 +95,20 @@ impl Service {
         );
         std::fs::write(place.join("promptd.toml"), config).unwrap();
         let log = std::fs::File::create(place.join("log")).unwrap();
-        let child = command(&["serve", "--config"])
-            .arg(place.join("promptd.toml"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let mut start = command(&["serve", "--config"]);
+        start.arg(place.join("promptd.toml"));
+        if let Some(most) = plan.open_files {
+            let inner = std::mem::replace(&mut start, Command::new("sh"));
+            start.args(["-c", &format!("ulimit -n {most}; exec \"$@\""), "sh"]);
+            start.arg(inner.get_program()).args(inner.get_args());
+            for (name, value) in inner.get_envs() {
+                match value {
+                    Some(value) => start.env(name, value),
+                    None => start.env_remove(name),
+                };
+            }
+        }
+        let child = start.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         Service { child, folder }
     }
 
@@ -139,6 +158,24 @@ impl Service {
         http::try_get(&self.socket(), "/health/ready").map(|answer| answer.json())
     }
 
+    /// Waits until `/health/ready` is like this, while the clients of this thread go on.
+    pub(crate) async fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let health = self.health();
+            if let Some(health) = health.as_ref().filter(|health| is_so(health)) {
+                return health.clone();
+            }
+            assert!(Instant::now() < deadline, "{what}: {health:?}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until the record has nothing more to write.
+    pub(crate) async fn until_written(&self) -> Value {
+        self.until("all on the disk", |health| health["record"]["waiting"] == 0).await
+    }
+
     /// Sends SIGTERM and waits for the end.
     pub(crate) fn stop(mut self) -> (ExitStatus, String) {
         signal(self.pid(), "TERM");
@@ -148,8 +185,13 @@ impl Service {
 
     /// `kill -9`, as the OOM killer and a power switch do. Its folder is left for the next.
     pub(crate) fn kill(mut self) -> tempfile::TempDir {
+        let engine = self.engine_pid();
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+        // One that a test stopped would never see that it is alone. It may have ended already.
+        if let Some(engine) = engine {
+            let _ = Command::new("kill").args(["-CONT", &engine.to_string()]).output();
+        }
         std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap())
     }
 
@@ -161,7 +203,7 @@ impl Service {
                 return status;
             }
             assert!(Instant::now() < deadline, "promptd did not end:\n{}", self.log());
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
@@ -221,7 +263,7 @@ pub(crate) fn output(mut command: Command) -> (i32, String, String) {
                     errors.join().unwrap()
                 );
             }
-            None => std::thread::sleep(std::time::Duration::from_millis(5)),
+            None => std::thread::sleep(Duration::from_millis(5)),
         }
     };
     (status.code().unwrap_or(-1), text.join().unwrap(), errors.join().unwrap())

@@ -1,9 +1,9 @@
 //! Requests, submissions and model facts for tests that do not care about their contents.
 
-use promptd::engine::frames::{LoadRequest, ModelInfo, VERSION};
+use promptd::engine::frames::{Execution, LoadRequest, ModelInfo, Placement, VERSION};
 use promptd::request::{
-    Constraint, Event, Finish, FinishReason, Identity, Input, Priority, Quota, Request, Sampling,
-    Submission, Timings, Usage,
+    Constraint, ContextOverflow, Event, Finish, FinishReason, Identity, Input, Priority, Quota,
+    Request, Sampling, Submission, Timings, Usage,
 };
 
 /// A greedy completion of a text.
@@ -13,6 +13,8 @@ pub(crate) fn request(text: &str) -> Request {
         sampling: Sampling::default(),
         max_tokens: None,
         stop: Vec::new(),
+        stop_token_ids: vec![],
+        context_overflow: ContextOverflow::default(),
         constraint: Constraint::None,
         logprobs: None,
         tools: None,
@@ -29,8 +31,10 @@ pub(crate) fn submission(who: &str, text: &str) -> Submission {
         timeout: None,
         quota: Quota::default(),
         session: None,
+        profile: None,
         recorded: None,
         again: None,
+        origin: promptd::request::Origin::new(promptd::request::Door::Lines),
     }
 }
 
@@ -45,7 +49,7 @@ pub(crate) fn model(slots: u16) -> ModelInfo {
         chat: false,
         threads: 1,
         runtime_version: "1.0".to_owned(),
-        provider: "CPU".to_owned(),
+        placement: Box::new(Placement { provider: "CPU".to_owned(), ..Placement::default() }),
         load_ms: 2000,
     }
 }
@@ -56,7 +60,9 @@ pub(crate) fn load() -> LoadRequest {
         version: VERSION,
         model: "/models/tiny".into(),
         library: "/lib/libonnxruntime.so".into(),
-        threads: 0,
+        execution: Execution::default(),
+        store: None,
+        trusted: Vec::new(),
         slots: 2,
         context: 0,
     }
@@ -74,7 +80,7 @@ pub(crate) fn words(tokens: &[u32]) -> String {
 
 /// A good end after that many tokens.
 pub(crate) fn finished(completion: u32) -> Event {
-    let usage = Usage { prompt: 4, cached: 0, completion };
+    let usage = Usage { prompt: 4, cached: 0, completion, forgotten: 0 };
     Event::Finished(Finish {
         reason: FinishReason::Stop,
         usage,

@@ -1,83 +1,16 @@
-//! What outsiders can send, damaged at random: nothing panics, and every refusal says something. A short run here;
-//! `make fuzz` sets `PROMPTD_FUZZ_RUNS`.
+//! Requests of every kind, and calls in answers, damaged at random: nothing panics, and every refusal says something. A
+//! short run here; `make fuzz` sets `PROMPTD_FUZZ_RUNS`. Other rooms have `fuzz_tests` of their own.
 
 use std::time::Instant;
 
-use promptd::identity::Grant;
-use promptd::request::{CallStyle, Identity};
-use promptd::wire::{
+use super::{
     AskError, CallReader, Context, Limits, Part, Profiles, Readings, parse_ask, parse_chat,
     parse_completion, parse_ollama_chat, parse_ollama_generate, parse_response, split_calls,
 };
+use crate::identity::Grant;
+use crate::random::{Random, runs, told};
+use crate::request::{CallStyle, Door, Identity};
 
-/// Runs of one target.
-fn runs() -> u64 {
-    std::env::var("PROMPTD_FUZZ_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(3000)
-}
-
-/// Marsaglia's xorshift: the same numbers every time.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, most: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % most.max(1) as u64).unwrap()
-    }
-
-    fn pick<'a, T: ?Sized>(&mut self, of: &[&'a T]) -> &'a T {
-        of[self.below(of.len())]
-    }
-
-    /// The bytes with some of them changed, left out, repeated, or replaced by what parsers stumble over.
-    fn damage(&mut self, bytes: &mut Vec<u8>) {
-        for _ in 0..=self.below(4) {
-            let at = self.below(bytes.len() + 1);
-            let until = (at + self.below(12)).min(bytes.len());
-            match self.below(6) {
-                0 => bytes.truncate(at),
-                1 => drop(bytes.drain(at..until)),
-                2 => {
-                    let part = bytes[at..until].to_vec();
-                    bytes.splice(at..at, part);
-                }
-                3 => drop(bytes.splice(at..until, self.pick(NASTY).bytes())),
-                4 => {
-                    let byte = u8::try_from(self.below(256)).unwrap();
-                    bytes.splice(at..until.min(at + 1), [byte]);
-                }
-                _ => drop(bytes.splice(at..until, self.pick(WORDS).bytes())),
-            }
-        }
-    }
-}
-
-const NASTY: &[&str] = &[
-    "null",
-    "-0",
-    "1e999",
-    "18446744073709551616",
-    "-9223372036854775809",
-    "0.1",
-    "\\ud800",
-    "\\u0000",
-    "\u{feff}",
-    "\u{202e}",
-    "\u{e0ff}",
-    "[",
-    "{",
-    "}",
-    "\"",
-    "\\",
-    "[[[[[[[[",
-    "true",
-    "{}",
-    "[]",
-    "\"\"",
-    "<tool_call>",
-    "\r\n",
-];
 const WORDS: &[&str] = &[
     "\"messages\":",
     "\"role\":",
@@ -107,7 +40,7 @@ const SEEDS: &[&str] = &[
 ];
 
 #[test]
-fn requests() {
+fn fuzz_requests() {
     let profiles: Profiles =
         toml::from_str("[lights]\nsystem = \"s\"\nchoices = [\"a\", \"b\"]\n").unwrap();
     let (limits, readings) = (Limits::default(), Readings::default());
@@ -117,12 +50,14 @@ fn requests() {
         readings: &readings,
         grant: Grant::all(Identity("fuzz".to_owned())),
         now: Instant::now(),
+        door: Door::Lines,
     };
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random::of_target(0x9e37_79b9_7f4a_7c15);
     let (mut read, mut refused) = (0_u64, 0_u64);
-    for _ in 0..runs() {
+    let (began, all) = (Instant::now(), runs(1));
+    for _ in 0..all {
         let mut bytes = random.pick(SEEDS).as_bytes().to_vec();
-        random.damage(&mut bytes);
+        random.damage(&mut bytes, WORDS);
         let results: [Result<(), AskError>; 6] = [
             parse_ask(&bytes, None, &context).map(drop),
             parse_chat(&bytes, &context).map(drop),
@@ -149,11 +84,13 @@ fn requests() {
         }
     }
     // A fuzzer whose every request is refused, or none, tries nothing.
-    assert!(read > 0 && refused > 0, "{read} read, {refused} refused");
+    let what = format!("{read} read, {refused} refused");
+    assert!(read > 0 && refused > 0, "{what}");
+    told("requests", began, all, &what);
 }
 
 #[test]
-fn calls_in_answers() {
+fn fuzz_calls_in_answers() {
     const PIECES: &[&str] = &[
         "<tool_call>",
         "\n",
@@ -175,8 +112,9 @@ fn calls_in_answers() {
         "\\",
         "\"",
     ];
-    let mut random = Random(0x2545_f491_4f6c_dd1d);
-    for _ in 0..runs() {
+    let mut random = Random::of_target(0x2545_f491_4f6c_dd1d);
+    let (began, all) = (Instant::now(), runs(1));
+    for _ in 0..all {
         let pieces: Vec<&str> = (0..random.below(14)).map(|_| random.pick(PIECES)).collect();
         let text = pieces.concat();
         assert_eq!(split_calls(None, &text).unwrap().0, text);
@@ -199,4 +137,5 @@ fn calls_in_answers() {
             assert_eq!((words, calls), (whole.0, whole.1.len()), "{style:?} {text}");
         }
     }
+    told("calls", began, all, "");
 }

@@ -1,20 +1,21 @@
-//! The record on a real disk: one file of `SQLite`. The only file that names rusqlite.
+//! The record on a real disk: one file of `SQLite`. Only this room names rusqlite.
 //!
 //! Its write-ahead log makes a transaction one sequential write and one sync. What the library does not do is done here:
 //! rows carry a digest, because a card can return other bytes than it was given; a file that is damaged is set aside, and
 //! what can be read of it goes on; after a sync that failed the file is written anew, because the system's cache shows
 //! pages as they should be and not as they are (<https://lwn.net/Articles/752063/>).
 
+mod rows;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, Error, ErrorCode, OpenFlags, TransactionBehavior, params};
-use sha2::{Digest, Sha256};
+use rusqlite::{Connection, Error, ErrorCode, OpenFlags, TransactionBehavior};
 
+use self::rows::{read, read_accounts, read_prompts, read_sessions, write};
 use super::disk::{Change, Contents, Disk, DiskError};
-use super::{Door, Item, Row, SessionItem, Stage, unix_ms};
+use super::unix_ms;
 
 /// The file in the state directory.
 const NAME: &str = "record.db";
@@ -29,7 +30,10 @@ const STEPS: &[&str] = &["CREATE TABLE prompts (
         client TEXT NOT NULL, name TEXT NOT NULL, used INTEGER NOT NULL, data BLOB NOT NULL, digest BLOB NOT NULL,
         PRIMARY KEY (client, name)) WITHOUT ROWID;
     CREATE TABLE openings (id INTEGER PRIMARY KEY CHECK (id = 1), count INTEGER NOT NULL);
-    INSERT INTO openings VALUES (1, 0);"];
+    INSERT INTO openings VALUES (1, 0);",
+    "ALTER TABLE prompts ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;",
+    "CREATE TABLE accounts (
+        client TEXT PRIMARY KEY, began INTEGER NOT NULL, tokens INTEGER NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID;"];
 /// The most damaged files that are kept; the oldest gives way to a further one. A card that fails damages file after file,
 /// and they must not fill it.
 const SET_ASIDE: usize = 4;
@@ -278,78 +282,6 @@ fn sound(connection: &Connection) -> Result<(), Error> {
     Err(Error::SqliteFailure(code, Some(said)))
 }
 
-fn read(connection: &Connection) -> Result<Contents, Error> {
-    let mut contents = Contents::default();
-    read_prompts(connection, &mut contents)?;
-    read_sessions(connection, &mut contents)?;
-    Ok(contents)
-}
-
-const PROMPT: &str = "number, door, stage, key, seed, starts, attempts, begun, until, data, digest";
-
-fn read_prompts(connection: &Connection, contents: &mut Contents) -> Result<(), Error> {
-    let mut statement =
-        connection.prepare(&format!("SELECT {PROMPT} FROM prompts ORDER BY number"))?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        match prompt(row) {
-            Ok(Some(item)) => contents.prompts.push(item),
-            Ok(None) | Err(_) => contents.lost += 1,
-        }
-    }
-    Ok(())
-}
-
-fn prompt(row: &rusqlite::Row<'_>) -> Result<Option<Item>, Error> {
-    let door = match row.get::<_, i64>(1)? {
-        0 => Door::Mqtt,
-        1 => Door::Socket,
-        _ => return Ok(None),
-    };
-    let stage = match row.get::<_, i64>(2)? {
-        0 => Stage::Accepted,
-        1 => Stage::Answered,
-        2 => Stage::Delivered,
-        _ => return Ok(None),
-    };
-    let item = Item {
-        number: unsigned(row.get(0)?),
-        door,
-        stage,
-        key: row.get(3)?,
-        seed: unsigned(row.get(4)?),
-        starts: row.get(5)?,
-        attempts: row.get(6)?,
-        begun: unsigned(row.get(7)?),
-        until: unsigned(row.get(8)?),
-        data: Bytes::from(row.get::<_, Vec<u8>>(9)?),
-    };
-    Ok((row.get::<_, [u8; 8]>(10)? == digest_of_prompt(&item)).then_some(item))
-}
-
-fn read_sessions(connection: &Connection, contents: &mut Contents) -> Result<(), Error> {
-    let mut statement =
-        connection.prepare("SELECT client, name, used, data, digest FROM sessions")?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        match session(row) {
-            Ok(Some(item)) => contents.sessions.push(item),
-            Ok(None) | Err(_) => contents.lost += 1,
-        }
-    }
-    Ok(())
-}
-
-fn session(row: &rusqlite::Row<'_>) -> Result<Option<SessionItem>, Error> {
-    let item = SessionItem {
-        client: row.get(0)?,
-        name: row.get(1)?,
-        used: unsigned(row.get(2)?),
-        data: Bytes::from(row.get::<_, Vec<u8>>(3)?),
-    };
-    Ok((row.get::<_, [u8; 8]>(4)? == digest_of_session(&item)).then_some(item))
-}
-
 /// Reads what can be read.
 fn salvage(path: &Path) -> Contents {
     let mut contents = Contents::default();
@@ -357,6 +289,7 @@ fn salvage(path: &Path) -> Contents {
     // Each as far as it goes: the error is the end of what can be had.
     let _ = read_prompts(&connection, &mut contents);
     let _ = read_sessions(&connection, &mut contents);
+    let _ = read_accounts(&connection, &mut contents);
     contents
 }
 
@@ -367,104 +300,10 @@ fn fill(path: &Path, contents: &Contents) -> Result<(), Error> {
     // A file that is renamed must not need a log.
     connection.pragma_update(None, "journal_mode", "DELETE")?;
     let prompts = contents.prompts.iter().cloned().map(Change::Prompt);
-    let changes: Vec<Change> =
-        prompts.chain(contents.sessions.iter().cloned().map(Change::Session)).collect();
+    let sessions = contents.sessions.iter().cloned().map(Change::Session);
+    let accounts = contents.accounts.iter().cloned().map(Change::Account);
+    let changes: Vec<Change> = prompts.chain(sessions).chain(accounts).collect();
     write(&mut connection, &changes, (true, true))
-}
-
-/// Makes the changes. `synced` is whether the last and this transaction are made safe.
-fn write(
-    connection: &mut Connection,
-    changes: &[Change],
-    synced: (bool, bool),
-) -> Result<(), Error> {
-    if synced.0 != synced.1 {
-        connection.pragma_update(None, "synchronous", if synced.1 { "FULL" } else { "NORMAL" })?;
-    }
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    {
-        let mut put = transaction.prepare(&format!(
-            "INSERT OR REPLACE INTO prompts ({PROMPT}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
-        ))?;
-        let mut keep =
-            transaction.prepare("INSERT OR REPLACE INTO sessions VALUES (?1, ?2, ?3, ?4, ?5)")?;
-        let mut remove = transaction.prepare("DELETE FROM prompts WHERE number = ?1")?;
-        let mut end =
-            transaction.prepare("DELETE FROM sessions WHERE client = ?1 AND name = ?2")?;
-        for change in changes {
-            match change {
-                Change::Prompt(item) => put.execute(params![
-                    signed(item.number),
-                    item.door as i64,
-                    item.stage as i64,
-                    item.key,
-                    signed(item.seed),
-                    item.starts,
-                    item.attempts,
-                    signed(item.begun),
-                    signed(item.until),
-                    item.data.as_ref(),
-                    digest_of_prompt(item),
-                ])?,
-                Change::Session(item) => keep.execute(params![
-                    item.client,
-                    item.name,
-                    signed(item.used),
-                    item.data.as_ref(),
-                    digest_of_session(item),
-                ])?,
-                Change::Remove(Row::Prompt(number)) => remove.execute(params![signed(*number)])?,
-                Change::Remove(Row::Session(client, name)) => end.execute(params![client, name])?,
-            };
-        }
-        // A transaction without a change writes nothing, and makes nothing safe.
-        if changes.is_empty() {
-            transaction.execute("UPDATE openings SET count = count + 1", [])?;
-        }
-    }
-    transaction.commit()
-}
-
-fn digest_of_prompt(item: &Item) -> [u8; 8] {
-    let mut hash = Sha256::new();
-    for number in [
-        item.number,
-        item.door as u64,
-        item.stage as u64,
-        item.seed,
-        item.starts.into(),
-        item.attempts.into(),
-        item.begun,
-        item.until,
-    ] {
-        hash.update(number.to_le_bytes());
-    }
-    hash.update(item.key);
-    hash.update(&item.data);
-    first_eight(&hash.finalize())
-}
-
-fn digest_of_session(item: &SessionItem) -> [u8; 8] {
-    let mut hash = Sha256::new();
-    for part in [item.client.as_bytes(), item.name.as_bytes(), &item.used.to_le_bytes()] {
-        hash.update(part.len().to_le_bytes());
-        hash.update(part);
-    }
-    hash.update(&item.data);
-    first_eight(&hash.finalize())
-}
-
-fn first_eight(digest: &[u8]) -> [u8; 8] {
-    digest.first_chunk().copied().unwrap_or_default()
-}
-
-/// The file's integers have a sign; the bits are what counts.
-fn signed(number: u64) -> i64 {
-    number.cast_signed()
-}
-
-fn unsigned(number: i64) -> u64 {
-    number.cast_unsigned()
 }
 
 /// An error of the library in our words.

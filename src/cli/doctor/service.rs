@@ -1,0 +1,117 @@
+//! The service that runs, and the broker as it can be reached from here.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use super::{Finding, Grade};
+use crate::cli::http::{Client, Trouble};
+use crate::cli::with_causes;
+use crate::daemon;
+use crate::settings::Settings;
+
+/// A broker that takes longer to answer a connection is not there.
+const REACH: Duration = Duration::from_secs(3);
+
+/// Asks the service and knocks at the broker.
+pub(super) async fn look(settings: Option<&Settings>, socket: &Path) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let client = Client { socket };
+    match Box::pin(client.json("/health/ready", None)).await {
+        Ok((_, status)) => told(&status, &mut findings),
+        Err(trouble) => findings.push(unreachable(socket, &trouble)),
+    }
+    for (host, port) in settings.map(daemon::brokers).unwrap_or_default() {
+        findings.push(knock(&host, port).await);
+    }
+    findings
+}
+
+/// What the service says of itself.
+fn told(status: &Value, findings: &mut Vec<Finding>) {
+    let text =
+        |path: &str| status.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let state = text("/state");
+    let message = text("/message");
+    findings.push(match state.as_str() {
+        "ready" => {
+            let (model, provider) = (text("/model/name"), text("/model/provider"));
+            Finding::ok("service", format!("it answers with {model} on {provider}"))
+        }
+        "unloaded" => Finding::ok("service", "it runs; the next prompt loads the model"),
+        "loading" => Finding { about: "service", grade: Grade::Note, says: format!("it loads its model ({})", text("/stage")), fix: None },
+        "model_failed" => {
+            let fix = "mend what it names; promptd tries again by itself, or at `systemctl reload promptd`";
+            Finding::bad("service", Grade::Problem, format!("it has no model: {message}"), fix)
+        }
+        _ => {
+            let fix = "`promptd status` says more, `journalctl -u promptd` all";
+            Finding::bad("service", Grade::Warning, format!("it is {state} {message}"), fix)
+        }
+    });
+    let wrong = text("/configuration_error");
+    if !wrong.is_empty() {
+        let fix =
+            "mend it, then `systemctl reload promptd`; until then the configuration before holds";
+        findings.push(Finding::bad(
+            "service",
+            Grade::Problem,
+            format!("its configuration is wrong: {wrong}"),
+            fix,
+        ));
+    }
+    let Some(broker) = status.get("broker") else { return };
+    let url = text("/broker/url");
+    if broker.get("connected") == Some(&Value::Bool(true)) {
+        findings.push(Finding::ok("service", format!("it is connected to {url}")));
+    } else {
+        let trouble = text("/broker/trouble");
+        findings.push(Finding::bad(
+            "service",
+            Grade::Problem,
+            format!("it has no connection to {url}: {trouble}"),
+            way_to_broker(&trouble),
+        ));
+    }
+}
+
+/// The unit's firewall shows as a refusal of the system, or as names that cannot be found.
+fn way_to_broker(trouble: &str) -> String {
+    let walled = ["not permitted", "name resolution", "lookup", "denied"];
+    if walled.iter().any(|words| trouble.contains(words)) {
+        return "the unit lets promptd reach this machine only: install examples/lan.conf or internet.conf (docs/board.md)".into();
+    }
+    "see that the broker runs and that `[mqtt]` names its address, user and password".into()
+}
+
+fn unreachable(socket: &Path, trouble: &Trouble) -> Finding {
+    let denied = matches!(trouble, Trouble::Unreachable { source, .. } if source.kind() == ErrorKind::PermissionDenied);
+    if denied {
+        let fix = "sudo usermod -aG promptd \"$USER\", and log in again";
+        return Finding::bad(
+            "service",
+            Grade::Problem,
+            format!("this user may not use {}", socket.display()),
+            fix,
+        );
+    }
+    let fix = "sudo systemctl start promptd; `journalctl -u promptd` says why it ended";
+    Finding::bad("service", Grade::Warning, with_causes(trouble), fix)
+}
+
+async fn knock(host: &str, port: u16) -> Finding {
+    let about = "broker";
+    let address = format!("{host}:{port}");
+    let fix = "see that the broker runs, listens on that address and that no firewall is between";
+    match tokio::time::timeout(REACH, TcpStream::connect((host, port))).await {
+        Ok(Ok(_)) => Finding::ok(about, format!("{address} takes connections")),
+        Ok(Err(error)) => Finding::bad(about, Grade::Problem, format!("{address}: {error}"), fix),
+        Err(_) => {
+            let says = format!("{address} does not answer within {} s", REACH.as_secs());
+            Finding::bad(about, Grade::Problem, says, fix)
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What the service does while its doors are open: it tells the service manager how things are, proves that everything that has
+//! to work does, and does what an operator asks for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::Signal;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::reload::Reload;
+use super::{DaemonError, Signals};
+use crate::control::ReloadRequest;
+use crate::scheduler::{Pulse, Scheduler, State, Status};
+use crate::systemd::ServiceManager;
+use crate::wire;
+
+/// How often the manager's line is brought up to date while a model loads.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// How often the board is looked at: heat and memory change within seconds.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What an operator may want while the service runs.
+pub(super) struct Operator<'a> {
+    pub(super) hangup: &'a mut Signal,
+    pub(super) reload: &'a mut Reload,
+    pub(super) reloads: &'a mut mpsc::Receiver<ReloadRequest>,
+    pub(super) policy: &'a watch::Sender<Arc<wire::Policy>>,
+}
+
+/// Works until somebody wants the service to end.
+///
+/// The watchdog is fed only with a proof: this task woke up, asked the scheduler, and the scheduler answered that the engine
+/// computes, waits for work, or is being replaced within its time. Whatever hangs, the manager starts the service again.
+///
+/// # Errors
+/// A door or the scheduler ended before it was told to.
+pub(super) async fn watch_over(
+    manager: ServiceManager,
+    scheduler: &Scheduler,
+    signals: &mut Signals,
+    operator: Operator<'_>,
+    (sockets, broker): (&mut JoinSet<()>, &mut JoinSet<()>),
+) -> Result<(), DaemonError> {
+    let Operator { hangup, reload, reloads, policy } = operator;
+    let mut status = scheduler.status();
+    let mut beats = manager.watchdog_interval().map(tokio::time::interval);
+    let mut progress = tokio::time::interval(PROGRESS);
+    let mut looks = tokio::time::interval(LOOK);
+    // A service that was held up looks once, not as often as it has missed.
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut pulses = JoinSet::new();
+    let mut said = State::default();
+    // Whether the manager has it.
+    let mut told = true;
+    let mut loading_since = Instant::now();
+    let mut went_back = false;
+    loop {
+        tokio::select! {
+            () = signals.next() => return Ok(()),
+            _ = hangup.recv() => {
+                manager.reloading();
+                // What is wrong is in the log and in the status.
+                let _ = reload.now(scheduler, policy).await;
+                manager.ready(&sentence(&status.borrow(), loading_since.elapsed()));
+            }
+            Some(answer) = reloads.recv() => {
+                let _ = answer.send(reload.now(scheduler, policy).await);
+            }
+            _ = looks.tick() => {
+                if !told {
+                    told = manager.status(&sentence(&status.borrow(), loading_since.elapsed()));
+                }
+                reload.look(scheduler).await;
+            }
+            // One at a time: where no answer comes, nothing is fed.
+            () = next(&mut beats), if pulses.is_empty() => {
+                let scheduler = scheduler.clone();
+                pulses.spawn(async move { scheduler.pulse().await });
+            }
+            Some(pulse) = pulses.join_next() => match pulse {
+                Ok(Pulse::Alive) => manager.alive(),
+                Ok(Pulse::EngineOverdue(late)) => {
+                    let late_seconds = late.as_secs();
+                    tracing::error!(late_seconds, "the engine cannot be ended; the watchdog will start promptd again");
+                }
+                Ok(Pulse::Gone) | Err(_) => return Err(DaemonError::Fell("the scheduler")),
+            },
+            // Both end by themselves only when they are told to.
+            Some(_) = sockets.join_next() => return Err(DaemonError::Fell("a socket")),
+            Some(Err(_)) = broker.join_next() => return Err(DaemonError::Fell("the MQTT door")),
+            _ = progress.tick(), if matches!(said, State::Loading(_)) => {
+                manager.loading(&sentence(&status.borrow(), loading_since.elapsed()));
+            }
+            changed = status.changed() => {
+                if changed.is_err() {
+                    return Err(DaemonError::Fell("the scheduler"));
+                }
+                let status = status.borrow_and_update().clone();
+                if status.went_back.is_some() && !went_back {
+                    reload.went_back();
+                }
+                went_back = status.went_back.is_some();
+                if status.state != said {
+                    if !matches!(said, State::Loading(_)) {
+                        loading_since = Instant::now();
+                    }
+                    said = status.state.clone();
+                    announce(&status);
+                    told = manager.status(&sentence(&status, loading_since.elapsed()));
+                }
+            }
+        }
+    }
+}
+
+/// The next beat. Without a watchdog there is none.
+async fn next(beats: &mut Option<tokio::time::Interval>) {
+    match beats {
+        Some(beats) => drop(beats.tick().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// The state in a log line, once for each change.
+fn announce(status: &Status) {
+    match &status.state {
+        State::Ready => {
+            if let Some(model) = &status.model {
+                tracing::info!(
+                    model = model.name,
+                    context = model.context,
+                    slots = model.slots,
+                    threads = model.threads,
+                    onnxruntime = model.runtime_version,
+                    provider = model.placement.provider,
+                    why = model.placement.why,
+                    load_ms = model.load_ms,
+                    "the model answers"
+                );
+            }
+        }
+        State::ModelFailed(refusal) => tracing::error!("{}", refusal.message),
+        State::Loading(stage) => tracing::debug!(stage = stage.as_str(), "loading"),
+        State::Unloaded | State::Draining => {}
+    }
+}
+
+/// The state for `systemctl status`; `loading`: for how long it has been.
+pub(super) fn sentence(status: &Status, loading: Duration) -> String {
+    match &status.state {
+        State::Loading(stage) => format!("loading: {}, {} s", stage.as_str(), loading.as_secs()),
+        State::Ready => {
+            let name = status.model.as_ref().map_or("", |model| model.name.as_str());
+            format!("answering with {name}")
+        }
+        State::Unloaded => "no model is loaded; the next prompt loads it".to_owned(),
+        State::ModelFailed(refusal) => format!("no model: {}", refusal.message),
+        State::Draining => "stopping".to_owned(),
+    }
+}
