@@ -188,6 +188,7 @@ def mqtt(box, args):
     engine = box.wait("the engine", box.engine)
     environment = box.sh(f"tr '\\0' '\\n' < /proc/{engine}/environ").stdout
     expect("the engine knows of no credentials", "CREDENTIALS" not in environment, environment)
+    over_mqtt(box, '{"id": "lamp-7", "prompt": "Who are you?"}')
     entries = [json.loads(line) for line in box.sh("journalctl -u promptd PROMPTD_DOOR=mqtt -o json --no-pager").stdout.splitlines()]
     wanted = {"PROMPTD_REQUEST", "PROMPTD_CLIENT", "PROMPTD_TOPIC", "PROMPTD_PROMPT_TOKENS", "PROMPTD_COMPLETION_TOKENS",
               "PROMPTD_QUEUE_MS", "PROMPTD_PREFILL_MS", "PROMPTD_DECODE_MS", "PROMPTD_FINISH"}
