@@ -4,6 +4,7 @@ mod heat;
 mod openings;
 mod reload;
 mod supervision;
+mod versions;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -261,6 +262,7 @@ async fn serve(
             broker: broker_state,
             record,
             board: plan.board,
+            versions: reload.versions(),
         };
         broker.spawn(mqtt_door(config, scheduler.clone(), facts, leaving));
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::heat::Heat;
+use super::versions::Versions;
 use super::{DaemonError, Reread, Surroundings};
 use crate::board::Board;
 use crate::engine::frames::{Execution, LoadRequest, Provider, VERSION};
@@ -32,6 +33,7 @@ pub(super) struct Reload {
     /// Whose certificate may have been renewed.
     tls: Option<Tls>,
     heat: Heat,
+    versions: Versions,
 }
 
 impl Reload {
@@ -42,7 +44,8 @@ impl Reload {
         level: telemetry::Level,
     ) -> Self {
         let load = load_request(&settings, &surroundings.program, &surroundings.environment);
-        Reload { settings, surroundings, load, reread, level, tls: None, heat: Heat::default() }
+        let (heat, versions) = (Heat::default(), Versions::new());
+        Reload { settings, surroundings, load, reread, level, tls: None, heat, versions }
     }
 
     /// Has this certificate read again too.
@@ -50,8 +53,15 @@ impl Reload {
         self.tls = tls;
     }
 
-    /// Looks at the board: the scheduler is told what it says, and where it is too hot the model gets fewer threads.
+    /// Who shows which of the kept models is in use and which came last.
+    pub(super) fn versions(&self) -> watch::Receiver<Option<wire::ModelVersions>> {
+        self.versions.subscribe()
+    }
+
+    /// Looks at the board: the scheduler is told what it says, and where it is too hot the model gets fewer threads. Looks at the
+    /// kept models too.
     pub(super) async fn look(&mut self, scheduler: &Scheduler) {
+        self.versions.look(followed(&self.settings), Instant::now());
         let board = &self.settings.board;
         let reading = Board::at(&board.root).read();
         let limit = board.hot_celsius.map(f64::from);
@@ -104,7 +114,10 @@ impl Reload {
             self.load = *back;
         }
         match store.give_up(&failed) {
-            Ok(()) => tracing::warn!(%failed, "`current` is the model before again"),
+            Ok(()) => {
+                self.versions.stale();
+                tracing::warn!(%failed, "`current` is the model before again");
+            }
             Err(error) => {
                 tracing::error!(%failed, %error, "`current` could not be put back: the next start tries this model again");
             }
@@ -168,6 +181,7 @@ impl Reload {
         policy.send_replace(Arc::new(new));
         scheduler.configure(config, changed, true).await;
         self.settings = settings;
+        self.versions.stale();
         Ok(())
     }
 }

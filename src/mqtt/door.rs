@@ -85,6 +85,7 @@ pub(crate) async fn run(
             Some((number, report)) = door.reports.1.recv() => door.report(number, report, Instant::now()),
             Some(ended) = door.tasks.join_next_with_id(), if !door.tasks.is_empty() => door.task_ended(ended, Instant::now()),
             Ok(()) = door.status.changed() => door.status_dirty = true,
+            Ok(()) = door.facts.versions.changed() => door.status_dirty = true,
             () = policies.changed() => door.policy_changed(),
             news = door.shelf.news() => door.recorded(news, Instant::now()),
             () = tokio::time::sleep_until(wake) => {}
@@ -317,7 +318,7 @@ impl Door {
             Event::Up { epoch, client, welcome } => self.up(epoch, client, &welcome),
             Event::Subscribed(Purpose::Prompts, result) => self.subscribed(result, now),
             Event::Subscribed(Purpose::Besides, result) => self.listens_besides(result),
-            Event::Subscribed(Purpose::Fleet, result) => self.hears_fleet(result),
+            Event::Subscribed(Purpose::Fleet | Purpose::Hops, result) => self.hears_fleet(result),
             Event::Message(message) => self.message(&message, now),
             Event::Useless { packet } => {
                 let epoch = self.connection.as_ref().map(|connection| connection.epoch);
