@@ -175,7 +175,7 @@ CLUSTER_JOBS ?= 2
 CLUSTER := $(TARGET)/cluster
 
 test-cluster: runtime
-	@command -v cmake protoc >/dev/null || { echo "the broker's build needs cmake and protoc: apt-get install cmake protobuf-compiler"; exit 1; }
+	@command -v cmake >/dev/null && command -v protoc >/dev/null || { echo "the broker's build needs cmake and protoc: apt-get install cmake protobuf-compiler"; exit 1; }
 	CARGO_TARGET_DIR=$(CLUSTER) $(CARGO) build --release --locked --jobs $(CLUSTER_JOBS) --manifest-path tests/cluster/Cargo.toml
 	PROMPTD_TEST_CLUSTER=$(abspath $(CLUSTER)/release/cluster-node) $(CARGO) test --locked --test it -- mqtt_cluster --nocapture
 
