@@ -433,6 +433,12 @@ async fn write(
 /// A message in the door's words.
 fn message(received: Received, epoch: u64) -> Message {
     let properties = received.properties;
+    let mut user = properties.user;
+    // The first of a name counts.
+    let mut value = |name: &str| {
+        let at = user.iter().position(|(other, _)| other == name)?;
+        Some(user.remove(at).1)
+    };
     Message {
         topic: received.topic,
         payload: received.payload,
@@ -443,10 +449,8 @@ fn message(received: Received, epoch: u64) -> Message {
         correlation: properties.correlation,
         content_type: properties.content_type,
         expiry: properties.expiry,
-        client: properties
-            .user
-            .into_iter()
-            .find(|(name, _)| name == "client")
-            .map(|(_, client)| client),
+        client: value("client"),
+        hop: value("hop"),
+        took: value("took"),
     }
 }

@@ -29,11 +29,15 @@ pub(crate) struct Message {
     pub(crate) expiry: Option<Duration>,
     /// The name the publisher goes by: the user property `client`.
     pub(crate) client: Option<String>,
+    /// Of a prompt that another board hands on: that board and its word for it, `<node>/<word>` (the user property `hop`).
+    pub(crate) hop: Option<String>,
+    /// The word for a prompt that was handed on, from the board that has it (the user property `took`).
+    pub(crate) took: Option<String>,
 }
 
 /// A message that the broker waits to have acknowledged. Packet numbers mean something only on the connection they
 /// came on: the next connection uses them anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Delivery {
     /// Which connection, counted from 1.
     pub(crate) epoch: u64,

@@ -115,6 +115,14 @@ impl Topics {
         }
     }
 
+    /// Whether it is a topic on which boards hand each other prompts.
+    pub(crate) fn is_hop(&self, topic: &str) -> bool {
+        let beneath =
+            topic.strip_prefix(self.base.as_str()).and_then(|rest| rest.strip_prefix('/'));
+        let rest = beneath.and_then(|beneath| beneath.split_once('/')).map(|(_, rest)| rest);
+        rest.is_some_and(|rest| behind(rest, "hop").is_some())
+    }
+
     /// What a message on this topic is; `None` where promptd has nothing to do with it.
     pub(crate) fn parse<'a>(&self, topic: &'a str) -> Option<Inbound<'a>> {
         let beneath = topic.strip_prefix(self.base.as_str())?.strip_prefix('/')?;
@@ -341,6 +349,7 @@ mod tests {
         ];
         for (topic, want) in table {
             assert_eq!(topics().parse(topic), want, "{topic}");
+            assert_eq!(topics().is_hop(topic), topic.contains("/hop") && !topic.contains("/hops"));
         }
     }
 

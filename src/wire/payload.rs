@@ -441,6 +441,8 @@ struct StatusFleet {
     peers: usize,
     /// Prompts that were handed on since the service began.
     handed: u64,
+    /// Whether it says so when what others handed to it is safe here.
+    confirms: bool,
 }
 
 /// What runs.

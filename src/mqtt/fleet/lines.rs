@@ -46,11 +46,17 @@ pub(super) struct Side {
     joined: Option<bool>,
     /// Whether what others hand on comes here.
     hears: bool,
+    /// Whether it is MQTT 5, in which others can be told that what they handed on is safe here.
+    confirms: bool,
 }
 
 impl Side {
     pub(super) fn hears(&self) -> bool {
         self.hears
+    }
+
+    pub(super) fn confirms(&self) -> bool {
+        self.confirms
     }
 }
 
@@ -102,7 +108,7 @@ impl Fleet {
     pub(super) fn join(&mut self, node: &str) {
         let options = self.line(node, FIRST_OF_SIDE);
         let task = self.connect(Line::Shared, options);
-        self.side = Some(Side { task, up: None, joined: None, hears: false });
+        self.side = Some(Side { task, up: None, joined: None, hears: false, confirms: false });
     }
 
     /// Takes over what the broker has for a board.
@@ -252,6 +258,7 @@ impl Door {
                     }
                 } else if let Some(side) = &mut fleet.side {
                     (side.joined, side.hears) = (None, false);
+                    side.confirms = welcome.version == Version::V5 && welcome.acknowledges;
                     if client.subscribe(&[hops(&self.node)], Purpose::Hops).is_err() {
                         error!("a new connection took no subscription; this is a bug");
                     }
@@ -265,6 +272,9 @@ impl Door {
                     estate.last = now;
                     estate.owed.extend(message.delivery.map(|delivery| delivery.packet));
                 }
+                if topics.is_hop(&message.topic) {
+                    fleet.owe(&message);
+                }
                 self.message(&message, now);
             }
             Event::Useless { packet } => {
@@ -273,6 +283,7 @@ impl Door {
             }
             Event::Subscribed(Purpose::Hops, Ok(())) => {
                 fleet.side.iter_mut().for_each(|side| side.hears = true);
+                fleet.be_patient(now);
             }
             Event::Subscribed(Purpose::Hops, Err(reason)) => warn!(
                 reason,

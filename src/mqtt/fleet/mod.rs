@@ -37,7 +37,7 @@ use super::client::{Options, Purpose};
 use super::door::{Door, chance};
 use super::ledger::MAX_OPEN;
 use super::link::Event;
-use super::message::Message;
+use super::message::{Delivery, Message};
 use super::seldom::Seldom;
 use crate::scheduler::State;
 
@@ -76,6 +76,8 @@ pub(super) struct Fleet {
     told_peers: usize,
     /// Prompts on their way to other boards, by the ledger's number.
     handing: BTreeMap<u64, Handing>,
+    /// What was handed to this board and is not acknowledged: who is told when it is safe here, and by which word.
+    words: BTreeMap<Delivery, (String, String)>,
     /// Prompts that other boards have now.
     handed: u64,
     options: Options,
@@ -107,6 +109,7 @@ impl Fleet {
             told: Load::default(),
             told_peers: 0,
             handing: BTreeMap::new(),
+            words: BTreeMap::new(),
             handed: 0,
             options,
             events: mpsc::channel(EVENTS),
@@ -138,7 +141,7 @@ impl Fleet {
         let Load { idle, room, places, waiting } = self.told;
         serde_json::json!({
             "group": self.config.group, "idle": idle, "room": room, "places": places, "waiting": waiting,
-            "peers": self.told_peers, "handed": self.handed,
+            "peers": self.told_peers, "handed": self.handed, "confirms": self.side.as_ref().is_some_and(Side::confirms),
         })
     }
 
@@ -146,7 +149,9 @@ impl Fleet {
     pub(super) fn wake(&self) -> Option<Instant> {
         let estate = self.estate.as_ref().map(Estate::due);
         let gone = self.gone.next().filter(|_| self.estate.is_none());
-        [estate, gone, self.relieve_at].into_iter().flatten().min()
+        // While nothing is heard, nothing is overdue.
+        let overdue = self.overdue().filter(|_| self.hears());
+        [estate, gone, overdue, self.relieve_at].into_iter().flatten().min()
     }
 }
 
@@ -299,6 +304,7 @@ impl Door {
         if self.fleet.as_ref().is_some_and(|fleet| fleet.relieve_at.is_some_and(|at| at <= now)) {
             self.relieve(now);
         }
+        self.take_back(now);
         let state = self.status.borrow().state.clone();
         let Some(fleet) = &mut self.fleet else { return };
         self.status_dirty |= fleet.told_peers != fleet.peers.count();
