@@ -19,7 +19,7 @@ use super::client::{
     Trouble, Welcome,
 };
 use super::link::{End, Event};
-use super::message::{Delivery, Message, Publication};
+use super::message::{Delivery, Message, Publication, Word};
 use super::packet::{
     self, Broken, Connack, Connect, Decoder, Packet, Received, Subscription, Unwritable, Version,
     Will,
@@ -449,8 +449,7 @@ fn message(received: Received, epoch: u64) -> Message {
         correlation: properties.correlation,
         content_type: properties.content_type,
         expiry: properties.expiry,
-        client: value("client"),
-        hop: value("hop"),
-        took: value("took"),
+        client: value("client").map(String::into_boxed_str),
+        word: value("took").map(Word::Took).or_else(|| value("hop").map(Word::Hop)).map(Box::new),
     }
 }

@@ -28,11 +28,18 @@ pub(crate) struct Message {
     /// After this time nobody wants the message any more.
     pub(crate) expiry: Option<Duration>,
     /// The name the publisher goes by: the user property `client`.
-    pub(crate) client: Option<String>,
-    /// Of a prompt that another board hands on: that board and its word for it, `<node>/<word>` (the user property `hop`).
-    pub(crate) hop: Option<String>,
-    /// The word for a prompt that was handed on, from the board that has it (the user property `took`).
-    pub(crate) took: Option<String>,
+    pub(crate) client: Option<Box<str>>,
+    /// What one board of a fleet says to another with it.
+    pub(crate) word: Option<Box<Word>>,
+}
+
+/// What one board of a fleet says to another, as a user property.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// `hop`: who hands this on, and its word for it: `<node>/<word>`.
+    Hop(String),
+    /// `took`: the board that publishes this has what was handed on with this word.
+    Took(String),
 }
 
 /// A message that the broker waits to have acknowledged. Packet numbers mean something only on the connection they

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
 use crate::mqtt::door::{Door, Wanted};
-use crate::mqtt::message::{Delivery, Message, Publication};
+use crate::mqtt::message::{Delivery, Message, Publication, Word};
 use crate::mqtt::outbox::Owner;
 use crate::mqtt::packet::Version;
 use crate::mqtt::topic::{self, Inbound};
@@ -60,7 +60,8 @@ pub(super) struct Handing {
 impl super::Fleet {
     /// Something that another board handed on came: what it is told when that is safe here.
     pub(super) fn owe(&mut self, message: &Message) {
-        let node_and_word = message.hop.as_ref().and_then(|hop| hop.split_once('/'));
+        let Some(Word::Hop(hop)) = message.word.as_deref() else { return };
+        let node_and_word = hop.split_once('/');
         let known = node_and_word.filter(|(node, word)| {
             topic::is_level(node, WORD_BYTES) && topic::is_level(word, WORD_BYTES)
         });
@@ -136,7 +137,7 @@ impl Door {
         let kind = message.content_type.as_deref().unwrap_or_default();
         let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         let known = ["application/cbor", "text/plain", "application/json"];
-        let client = message.client.clone().map(|client| ("client", client));
+        let client = message.client.as_ref().map(|client| ("client", client.to_string()));
         let hop = word.map_or_else(|| "1".to_owned(), |word| format!("{}/{word}", self.node));
         Publication {
             topic: self.topics.hop(node, passable.profile.as_deref()),
@@ -199,12 +200,14 @@ impl Door {
     /// Another board says that it has what was handed to it. Returns whether the message was that.
     pub(in crate::mqtt) fn took(&mut self, message: &Message, now: Instant) -> bool {
         let handed = matches!(self.topics.parse(&message.topic), Some(Inbound::Handed(_)));
-        let (true, Some(word), Some(fleet)) = (handed, &message.took, &self.fleet) else {
+        let (true, Some(Word::Took(word)), Some(fleet)) =
+            (handed, message.word.as_deref(), &self.fleet)
+        else {
             return false;
         };
         let mut waiting = fleet.handing.iter();
         let known = waiting.find(|(_, handing)| handing.word.as_ref() == Some(word));
-        if let Some((number, _)) = known.map(|(number, handing)| (*number, handing)) {
+        if let Some(number) = known.map(|(number, _)| *number) {
             // It may be there before the broker has said so; it is not sent again then.
             self.outbox.unwanted(&Owner::Handed(number), now);
             self.is_there(number);
