@@ -152,6 +152,7 @@ fn load(args: &Check, world: &World<'_>) -> Result<Facts, Box<dyn std::error::Er
         slots: 1,
         // Whether a full context fits is what `plan` tells.
         context: 64,
+        beside: None,
         prefill_chunk: 0,
     };
     let loaded = inference::load(&config, Arc::new(Instant::now), &mut |_| {})?;
@@ -270,6 +271,7 @@ fn measured(
         hashes: None,
         slots: args.slots,
         context: plan.context,
+        beside: None,
         prefill_chunk: 0,
     };
     measure::measure(&config, plan.context)

@@ -140,8 +140,10 @@ fn troubles(status: &Value) -> Vec<(&'static str, String)> {
     };
     let reload = tell("configuration_error", "failed, the old configuration holds");
     let back = tell("went_back", "to the model before, for the current one did not come up");
+    let next = status.get("next_model").filter(|next| !next.is_null());
+    let next = next.map(|next| ("next", format!("{} is being loaded beside it", words(next))));
     let reload = reload.map(|text| ("reload", text));
-    reload.into_iter().chain(back.map(|text| ("fallback", text))).collect()
+    reload.into_iter().chain(back.map(|text| ("fallback", text))).chain(next).collect()
 }
 
 /// How many nodes of the graph run where, and why there.

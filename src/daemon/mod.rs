@@ -1,9 +1,11 @@
 //! The wiring of `promptd serve`: the order in which the rooms are born, how they are told to end, and what is left when they have.
 
+mod change;
 mod heat;
 mod openings;
 mod reload;
 mod supervision;
+mod translate;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -19,8 +21,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use self::openings::Openings;
-use self::reload::{Reload, first_line};
+use self::reload::Reload;
 use self::supervision::Operator;
+use self::translate::first_line;
 use crate::board::Board;
 use crate::control::Control;
 use crate::engine::client::{self, SpawnConfig};
@@ -114,7 +117,7 @@ pub fn check(settings: &Settings, surroundings: Surroundings) -> Result<(), Daem
 /// The engine that the service would start with these settings.
 pub fn engine(settings: &Settings, surroundings: Surroundings) -> SpawnConfig {
     let Surroundings { program, environment } = surroundings;
-    let load = reload::load_request(settings, &program, &environment);
+    let load = translate::load_request(settings, &program, &environment);
     let mut engine = SpawnConfig::new(program, environment, load);
     engine.arguments.extend(["--log-level".into(), settings.log.level.clone().into()]);
     if settings.log.format == LogFormat::Json {
@@ -131,7 +134,7 @@ pub fn engine(settings: &Settings, surroundings: Surroundings) -> SpawnConfig {
 
 /// The model folder that these settings mean at present.
 pub fn model_folder(settings: &Settings) -> PathBuf {
-    reload::model_folder(settings)
+    translate::model_folder(settings)
 }
 
 /// The brokers that these settings name: host and port. What is no address is [`check`]'s to tell.
@@ -173,18 +176,18 @@ struct Plan {
 impl Plan {
     fn new(settings: &Settings, surroundings: Surroundings) -> Result<Plan, DaemonError> {
         let Surroundings { program, environment } = surroundings;
-        let limits = reload::limits(settings);
+        let limits = translate::limits(settings);
         let credentials = environment
             .iter()
             .find(|(name, _)| name == "CREDENTIALS_DIRECTORY")
             .map(|(_, value)| PathBuf::from(value));
-        let policy = reload::policy(settings, &limits)?;
+        let policy = translate::policy(settings, &limits)?;
         check_tcp(settings, &policy)?;
         let sockets = settings.socket.clone().unwrap_or_default();
         let node =
             settings.mqtt.as_ref().and_then(|mqtt| mqtt.node.clone()).unwrap_or_else(host_name);
         let engine = self::engine(settings, Surroundings { program, environment });
-        let scheduler_config = reload::scheduler_config(settings, &engine.load);
+        let scheduler_config = translate::scheduler_config(settings, &engine.load);
         Ok(Plan {
             engine,
             scheduler: scheduler_config,
@@ -277,6 +280,7 @@ async fn serve(
     let left = supervision::watch_over(manager, &scheduler, &mut signals, operator, doors).await;
     // Who asks for it from now on is told that promptd stops.
     drop(reloads);
+    reload.stop();
     let grace = reload.grace();
     manager.stopping(grace + 3 * FAREWELL);
     tracing::info!(grace_seconds = grace.as_secs(), "stopping: accepted prompts may end");

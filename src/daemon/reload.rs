@@ -1,37 +1,48 @@
 //! Reads the configuration again: everything is read and checked first, then changed together. A file that is wrong
 //! changes nothing.
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::change::{Change, Failure};
 use super::heat::Heat;
-use super::{DaemonError, Reread, Surroundings};
+use super::translate::{
+    self, fallback, followed, limits, load_request, memory_limits, scheduler_config,
+};
+use super::{Reread, Surroundings};
 use crate::board::Board;
-use crate::engine::frames::{Execution, LoadRequest, Provider, VERSION};
-use crate::identity::Access;
+use crate::engine::client::SpawnConfig;
+use crate::engine::frames::LoadRequest;
 use crate::request::Refusal;
-use crate::scheduler::{self, PinnedProfile, Scheduler};
-use crate::session;
-use crate::settings::{self, Settings};
+use crate::scheduler::{Scheduler, State, Successor};
+use crate::settings::Settings;
 use crate::socket::Tls;
-use crate::store::{ModelName, Store};
+use crate::store::ModelName;
 use crate::{telemetry, wire};
 
 /// What holds now, and where to read it again.
 pub(super) struct Reload {
     settings: Settings,
     surroundings: Surroundings,
+    /// How engines are started; as little of it changes without a restart as of the service's own process.
+    engine: SpawnConfig,
+    /// What is loaded, or will be when the change is through.
     load: LoadRequest,
+    /// What answered before it, until it answers.
+    before: Option<LoadRequest>,
+    /// Another model is being loaded beside the one that answers.
+    change: Option<Change>,
     reread: Box<Reread>,
     level: telemetry::Level,
     /// Whose certificate may have been renewed.
     tls: Option<Tls>,
     heat: Heat,
+    /// The board has become hot or cool, and the model was not told yet.
+    heat_changed: bool,
+    /// Why the scheduler has gone back, as far as that was seen to.
+    gone_back: Option<String>,
 }
 
 impl Reload {
@@ -41,8 +52,22 @@ impl Reload {
         reread: Box<Reread>,
         level: telemetry::Level,
     ) -> Self {
-        let load = load_request(&settings, &surroundings.program, &surroundings.environment);
-        Reload { settings, surroundings, load, reread, level, tls: None, heat: Heat::default() }
+        let engine = super::engine(&settings, surroundings.clone());
+        let load = engine.load.clone();
+        Reload {
+            settings,
+            surroundings,
+            engine,
+            load,
+            before: None,
+            change: None,
+            reread,
+            level,
+            tls: None,
+            heat: Heat::default(),
+            heat_changed: false,
+            gone_back: None,
+        }
     }
 
     /// Has this certificate read again too.
@@ -55,9 +80,10 @@ impl Reload {
         let board = &self.settings.board;
         let reading = Board::at(&board.root).read();
         let limit = board.hot_celsius.map(f64::from);
-        let changed = self.heat.judge(limit, reading.temperature, Instant::now());
+        self.heat_changed |= self.heat.judge(limit, reading.temperature, Instant::now());
         scheduler.sense(reading).await;
-        if !changed {
+        // One change at a time.
+        if self.change.is_some() || !std::mem::take(&mut self.heat_changed) {
             return;
         }
         if self.heat.is_hot() {
@@ -68,7 +94,9 @@ impl Reload {
         } else {
             tracing::info!("the board is cool again: the model runs with all its threads");
         }
-        let load = self.load(&self.settings);
+        let mut load = self.load(&self.settings);
+        // Heat is no reason for another model.
+        load.model.clone_from(&self.load.model);
         if load != self.load {
             self.load = load.clone();
             let config = scheduler_config(&self.settings, &load);
@@ -95,18 +123,106 @@ impl Reload {
         self.level.clone()
     }
 
-    /// The scheduler has gone back to the model before: so does `current`, that the next start begins with what works.
-    pub(super) fn went_back(&mut self) {
-        let Some(store) = followed(&self.settings) else { return };
-        let failed = self.load.model.file_name().and_then(|name| name.to_str());
-        let Some(failed) = failed.and_then(|name| name.parse::<ModelName>().ok()) else { return };
-        if let Some(back) = fallback(&self.settings, &self.load) {
-            self.load = *back;
+    /// Where the scheduler has gone back to the model before, `current` does too, that the next start begins with what works.
+    pub(super) fn see_to(&mut self, went_back: Option<&String>) {
+        if self.gone_back.as_ref() == went_back {
+            return;
         }
+        self.gone_back = went_back.cloned();
+        if went_back.is_some() {
+            self.go_back();
+        }
+    }
+
+    fn go_back(&mut self) {
+        let failed = self.load.model.file_name().and_then(|name| name.to_str());
+        let failed = failed.and_then(|name| name.parse::<ModelName>().ok());
+        let before = self.before.take();
+        if let Some(back) =
+            before.or_else(|| fallback(&self.settings, &self.load).map(|load| *load))
+        {
+            self.load = back;
+        }
+        let (Some(store), Some(failed)) = (followed(&self.settings), failed) else { return };
         match store.give_up(&failed) {
             Ok(()) => tracing::warn!(%failed, "`current` is the model before again"),
             Err(error) => {
                 tracing::error!(%failed, %error, "`current` could not be put back: the next start tries this model again");
+            }
+        }
+    }
+
+    /// Has another model loaded, beside the one that answers where one does.
+    async fn change_to(&mut self, load: LoadRequest, scheduler: &Scheduler) {
+        let answers = scheduler.status().borrow().state == State::Ready;
+        let before = self.change.take().map(|change| change.before.clone());
+        let before = before.unwrap_or_else(|| self.load.clone());
+        self.load = load.clone();
+        self.before = None;
+        if load == before {
+            // What was begun is taken back.
+            scheduler.loads_beside(None, None).await;
+            let config = scheduler_config(&self.settings, &load);
+            scheduler.configure(config, None, true).await;
+        } else if answers {
+            let name = load.model.file_name().unwrap_or(load.model.as_os_str());
+            let name = name.to_string_lossy().into_owned();
+            tracing::info!(model = name, "another model is loaded beside the one that answers");
+            scheduler.loads_beside(Some(name), None).await;
+            self.gone_back = None;
+            let engine = SpawnConfig { load, ..self.engine.clone() };
+            let spare = memory_limits(&self.settings.board).floor;
+            self.change = Some(Change::begin(engine, before, spare));
+        } else {
+            self.make_room(load, before, scheduler).await;
+        }
+    }
+
+    /// Has a model loaded as soon as the one before is gone.
+    async fn make_room(&mut self, load: LoadRequest, before: LoadRequest, scheduler: &Scheduler) {
+        let mut config = scheduler_config(&self.settings, &load);
+        if scheduler.status().borrow().state == State::Ready {
+            config.fallback = Some(Box::new(before.clone()));
+            self.before = Some(before);
+        }
+        scheduler.configure(config, Some(load), true).await;
+    }
+
+    /// promptd stops: no other model is wanted any more.
+    pub(super) fn stop(&mut self) {
+        self.change = None;
+    }
+
+    /// Waits for the model that is being loaded beside the other. Without one, for ever.
+    pub(super) async fn changed(&mut self) -> Result<Successor, Failure> {
+        match &mut self.change {
+            Some(change) => change.outcome().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Does what is to be done with it.
+    pub(super) async fn conclude(
+        &mut self,
+        outcome: Result<Successor, Failure>,
+        scheduler: &Scheduler,
+    ) {
+        let Some(change) = self.change.take() else { return };
+        let before = change.before.clone();
+        match outcome {
+            Ok(successor) => {
+                let config = scheduler_config(&self.settings, &self.load);
+                scheduler.take_over(config, successor).await;
+            }
+            Err(Failure::Room(why)) => {
+                tracing::warn!("the model before makes room first, and prompts wait: {why}");
+                self.make_room(self.load.clone(), before, scheduler).await;
+            }
+            Err(Failure::Model(why)) => {
+                tracing::error!(goes_on = %before.model.display(), "the model did not come up and the one before goes on: {why}");
+                self.before = Some(before);
+                self.see_to(Some(&why));
+                scheduler.loads_beside(None, Some(why)).await;
             }
         }
     }
@@ -127,8 +243,8 @@ impl Reload {
     ) -> Result<(), Refusal> {
         let read = (self.reread)().and_then(|settings| {
             telemetry::check(&settings.log)?;
-            let policy =
-                self::policy(&settings, &limits(&settings)).map_err(|error| error.to_string())?;
+            let policy = translate::policy(&settings, &limits(&settings))
+                .map_err(|error| error.to_string())?;
             // The files' names wait for a restart, what is in them does not.
             self.tls.as_ref().map_or(Ok(()), Tls::renew)?;
             Ok((settings, policy))
@@ -149,10 +265,10 @@ impl Reload {
             );
         }
         let load = self.load(&settings);
-        let changed = (load != self.load).then(|| load.clone());
+        let changed = load != self.load;
         tracing::info!(
             profiles = new.profiles.names().count(),
-            another_model = changed.is_some(),
+            another_model = changed,
             "the configuration was read again"
         );
         // What an operator has set since is over with it: the file holds.
@@ -163,33 +279,19 @@ impl Reload {
             );
         }
         scheduler.traffic().log_content(settings.log.content);
-        let config = scheduler_config(&settings, &load);
-        self.load = load;
+        let mut config = scheduler_config(&settings, &load);
+        if changed || self.change.is_some() {
+            // It is for the model that comes, not for the one that is there.
+            config.fallback = None;
+        }
         policy.send_replace(Arc::new(new));
-        scheduler.configure(config, changed, true).await;
+        scheduler.configure(config, None, !changed).await;
         self.settings = settings;
+        if changed {
+            self.change_to(load, scheduler).await;
+        }
         Ok(())
     }
-}
-
-/// The folder that `model.path` means at present: the name of a kept model, and `current` above all, is looked up.
-pub(super) fn model_folder(settings: &Settings) -> PathBuf {
-    let store = settings.state.models_dir().map(Store::at);
-    let path = &settings.model.path;
-    store.map_or_else(|| path.clone(), |store| store.resolve(path))
-}
-
-/// The models among which `current` is, where `model.path` follows it.
-fn followed(settings: &Settings) -> Option<Store> {
-    let store = settings.state.models_dir().map(Store::at)?;
-    store.follows_current(&settings.model.path).then_some(store)
-}
-
-/// What is loaded where the current model does not come up: the one before.
-fn fallback(settings: &Settings, load: &LoadRequest) -> Option<Box<LoadRequest>> {
-    let store = followed(settings)?;
-    let model = store.folder(&store.previous()?);
-    (model != load.model && model.is_dir()).then(|| Box::new(LoadRequest { model, ..load.clone() }))
 }
 
 /// The sections that are read once, and that are not what they were.
@@ -215,128 +317,4 @@ fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
     .into_iter()
     .filter_map(|(section, differs)| differs.then_some(section))
     .collect()
-}
-
-/// How large requests may be.
-pub(super) fn limits(settings: &Settings) -> wire::Limits {
-    wire::Limits {
-        payload_bytes: usize::try_from(settings.limits.payload_bytes).unwrap_or(usize::MAX),
-        ..wire::Limits::default()
-    }
-}
-
-/// Profiles and clients, checked.
-pub(super) fn policy(
-    settings: &Settings,
-    limits: &wire::Limits,
-) -> Result<wire::Policy, DaemonError> {
-    let profiles = wire::Profiles(settings.profiles.clone());
-    profiles.check(limits).map_err(|(name, refusal)| {
-        let key = refusal.param.as_deref().unwrap_or_default();
-        DaemonError::Settings(format!("`profiles.{name}.{key}`: {}", refusal.message))
-    })?;
-    if settings.mqtt.is_none()
-        && let Some(topic) = profiles.context_topics().first()
-    {
-        let message =
-            format!("a profile has the context topic `{topic}`, but there is no `[mqtt]`");
-        return Err(DaemonError::Settings(message));
-    }
-    let clients: BTreeMap<_, _> = settings.clients.clone();
-    let access = Access::new(clients, first_line).map_err(|(key, what)| {
-        DaemonError::Settings(format!("`{}`: {what}", key.trim_end_matches('.')))
-    })?;
-    Ok(wire::Policy { profiles, access, payload_bytes: Some(limits.payload_bytes) })
-}
-
-/// What the engine is to load.
-pub(super) fn load_request(
-    settings: &Settings,
-    program: &Path,
-    environment: &[(OsString, OsString)],
-) -> LoadRequest {
-    LoadRequest {
-        version: VERSION,
-        model: model_folder(settings),
-        library: library(settings, program, environment),
-        execution: Execution {
-            provider: match settings.runtime.provider {
-                settings::Provider::Auto => Provider::Auto,
-                settings::Provider::Cpu => Provider::Cpu,
-                settings::Provider::Cuda => Provider::Cuda,
-            },
-            threads: settings.runtime.threads,
-            cores: settings.runtime.cores.clone(),
-            spinning: settings.runtime.spinning,
-        },
-        trusted: settings.model.trusted_keys.clone(),
-        store: settings.state.models_dir(),
-        slots: settings.model.slots,
-        context: settings.model.context,
-    }
-}
-
-/// What the operator decides about the queue.
-pub(super) fn scheduler_config(settings: &Settings, load: &LoadRequest) -> scheduler::Config {
-    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-    scheduler::Config {
-        queue_limit: settings.queue.limit.into(),
-        max_wait: seconds(settings.queue.max_wait_seconds),
-        keep_loaded: settings.model.keep_loaded_seconds.map(seconds),
-        memory: memory_limits(&settings.board),
-        sessions: session::Limits {
-            count: settings.sessions.count.into(),
-            per_client: settings.sessions.per_client.into(),
-            turns: settings.sessions.turns.into(),
-            tokens: settings.sessions.tokens,
-            expires: seconds(settings.sessions.expire_seconds),
-            overflow: settings.sessions.overflow,
-        },
-        pinned: pinned(settings),
-        fallback: fallback(settings, load),
-    }
-}
-
-/// The system messages that stay in the model's cache: those of all profiles.
-fn pinned(settings: &Settings) -> Vec<PinnedProfile> {
-    let profiles = settings.profiles.iter().filter_map(|(name, profile)| {
-        let goes_on = !profile.context_topics.is_empty();
-        Some(PinnedProfile { profile: name.clone(), system: profile.system.clone()?, goes_on })
-    });
-    profiles.collect()
-}
-
-fn memory_limits(board: &settings::Board) -> scheduler::MemoryLimits {
-    let percent = board.memory_pressure_percent;
-    scheduler::MemoryLimits {
-        pressure_percent: (percent > 0).then_some(percent),
-        floor: u64::from(board.memory_floor_mib) << 20,
-    }
-}
-
-/// The library as the settings, the environment or the search path name it. Where none is found the engine is given the
-/// place that `make build` or a package puts it, so that it is taken as soon as it is there.
-fn library(settings: &Settings, program: &Path, environment: &[(OsString, OsString)]) -> PathBuf {
-    let variable =
-        environment.iter().find(|(name, _)| name == "ORT_DYLIB_PATH").map(|(_, value)| value);
-    let configured = settings.runtime.library.as_deref();
-    let located =
-        settings::find_library(configured, variable.and_then(|value| value.to_str()), program);
-    match located {
-        Ok(located) => {
-            tracing::debug!(library = %located.path.display(), chosen_by = located.chosen_by, "libonnxruntime");
-            located.path
-        }
-        Err(message) => {
-            tracing::warn!("{message}");
-            settings::expected_library(program)
-        }
-    }
-}
-
-/// The first line of a file, as editors leave a line end behind a password.
-pub(super) fn first_line(path: &Path) -> Result<String, String> {
-    let text =
-        std::fs::read_to_string(path).map_err(|error| format!("`{}`: {error}", path.display()))?;
-    Ok(text.lines().next().unwrap_or_default().to_owned())
 }

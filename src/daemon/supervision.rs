@@ -52,11 +52,10 @@ pub(super) async fn watch_over(
     // A service that was held up looks once, not as often as it has missed.
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pulses = JoinSet::new();
-    let mut said = State::default();
+    let mut said = Said::default();
     // Whether the manager has it.
     let mut told = true;
     let mut loading_since = Instant::now();
-    let mut went_back = false;
     loop {
         tokio::select! {
             () = signals.next() => return Ok(()),
@@ -66,6 +65,7 @@ pub(super) async fn watch_over(
                 let _ = reload.now(scheduler, policy).await;
                 manager.ready(&sentence(&status.borrow(), loading_since.elapsed()));
             }
+            outcome = reload.changed() => reload.conclude(outcome, scheduler).await,
             Some(answer) = reloads.recv() => {
                 let _ = answer.send(reload.now(scheduler, policy).await);
             }
@@ -91,7 +91,7 @@ pub(super) async fn watch_over(
             // Both end by themselves only when they are told to.
             Some(_) = sockets.join_next() => return Err(DaemonError::Fell("a socket")),
             Some(Err(_)) = broker.join_next() => return Err(DaemonError::Fell("the MQTT door")),
-            _ = progress.tick(), if matches!(said, State::Loading(_)) => {
+            _ = progress.tick(), if said.is_loading() => {
                 manager.loading(&sentence(&status.borrow(), loading_since.elapsed()));
             }
             changed = status.changed() => {
@@ -99,20 +99,39 @@ pub(super) async fn watch_over(
                     return Err(DaemonError::Fell("the scheduler"));
                 }
                 let status = status.borrow_and_update().clone();
-                if status.went_back.is_some() && !went_back {
-                    reload.went_back();
-                }
-                went_back = status.went_back.is_some();
-                if status.state != said {
-                    if !matches!(said, State::Loading(_)) {
+                reload.see_to(status.went_back.as_ref());
+                let news = Said::of(&status);
+                if news != said {
+                    if !said.is_loading() {
                         loading_since = Instant::now();
                     }
-                    said = status.state.clone();
-                    announce(&status);
+                    if (&news.state, &news.model) != (&said.state, &said.model) {
+                        announce(&status);
+                    }
+                    said = news;
                     told = manager.status(&sentence(&status, loading_since.elapsed()));
                 }
             }
         }
+    }
+}
+
+/// What the log and the manager were told last.
+#[derive(Debug, Default, PartialEq)]
+struct Said {
+    state: State,
+    model: Option<String>,
+    next: Option<String>,
+}
+
+impl Said {
+    fn of(status: &Status) -> Self {
+        let model = status.model.as_ref().map(|model| model.name.clone());
+        Said { state: status.state.clone(), model, next: status.next_model.clone() }
+    }
+
+    fn is_loading(&self) -> bool {
+        matches!(self.state, State::Loading(_))
     }
 }
 
@@ -154,7 +173,9 @@ pub(super) fn sentence(status: &Status, loading: Duration) -> String {
         State::Loading(stage) => format!("loading: {}, {} s", stage.as_str(), loading.as_secs()),
         State::Ready => {
             let name = status.model.as_ref().map_or("", |model| model.name.as_str());
-            format!("answering with {name}")
+            let next = status.next_model.as_ref();
+            let next = next.map(|next| format!("; {next} is being loaded beside it"));
+            format!("answering with {name}{}", next.unwrap_or_default())
         }
         State::Unloaded => "no model is loaded; the next prompt loads it".to_owned(),
         State::ModelFailed(refusal) => format!("no model: {}", refusal.message),

@@ -120,6 +120,7 @@ fn load(
         hashes,
         slots: request.slots,
         context: request.context,
+        beside: request.beside,
         prefill_chunk: 0,
     };
     let begun = Instant::now();

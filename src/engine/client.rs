@@ -136,6 +136,15 @@ impl EnginePort {
         });
     }
 
+    /// What the next engine loads, should the one that is there die. That one goes on.
+    pub fn load_next(&self, load: LoadRequest) {
+        self.wanted.send_if_modified(|wanted| {
+            wanted.load = load;
+            // Nobody is to be woken: a change ends the engine.
+            false
+        });
+    }
+
     /// Ends the engine, by force after two seconds, and returns when it is gone.
     pub async fn end(self) {
         drop(self.events);

@@ -11,7 +11,7 @@ use crate::request::{CallStyle, Event, Pinned, PromptId, Refusal, Request, Reuse
 pub use crate::inference::{Execution, Placement, Provider};
 
 /// Raised whenever a type in this file, or one it contains, changes.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// The largest frame either side accepts. The largest honest one is a request: its payload is bounded by the doors
 /// (1 MiB by default, 16 MiB at most), and everything else in it is small.
@@ -73,6 +73,9 @@ pub struct LoadRequest {
     pub slots: u16,
     /// Tokens of context each slot has room for; 0 takes the model's own limit.
     pub context: u32,
+    /// Another engine answers prompts meanwhile. This one is loaded only where there is room for all of its model, pages of
+    /// files included, and this many bytes stay free besides.
+    pub beside: Option<u64>,
 }
 
 /// From the engine to the service.
@@ -82,7 +85,8 @@ pub enum FromEngine {
     Loading(LoadStage),
     /// The model answers from now on.
     Ready(ModelInfo),
-    /// Loading failed for a reason that another try will not mend. The engine ends after it.
+    /// Loading failed for a reason that another try will not mend. The engine ends after it. Where memory was too short, the
+    /// refusal has the bytes that there are for a limit, and no other refusal of a load has one.
     LoadFailed(Refusal),
     /// The answer to [`ToEngine::Check`].
     Checked {

@@ -1,4 +1,7 @@
-//! A model on trial: an engine of its own loads it, answers questions and is timed, and is gone again.
+//! A model on trial: an engine of its own loads it, answers questions and is timed. Afterwards it is gone again, or takes the
+//! place of the one that answers.
+
+use tokio::sync::mpsc;
 
 use super::DeathReport;
 use super::client::{EngineEvent, EnginePort, SpawnConfig, supervise};
@@ -24,12 +27,28 @@ pub struct Report {
     pub tokens_per_second: f64,
 }
 
+/// An engine that has passed its trial and waits for work.
+#[derive(Debug)]
+pub struct Successor {
+    /// What watches over it.
+    pub port: EnginePort,
+    /// Its process.
+    pub pid: u32,
+    /// The way to it.
+    pub to: mpsc::Sender<ToEngine>,
+    /// What it says of its model.
+    pub model: ModelInfo,
+}
+
 /// Why a model cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TrialError {
     /// It cannot be loaded.
     #[error("it cannot be loaded: {0}")]
     Load(String),
+    /// There is no room for it at present.
+    #[error("{0}")]
+    Room(String),
     /// A question cannot be answered.
     #[error("the question `{question}` cannot be answered: {reason}")]
     Question {
@@ -82,29 +101,40 @@ pub async fn run(
     done
 }
 
+/// Loads a model in an engine beside the one that answers and asks it. It is not timed: two engines at work are slower than one.
+/// Whoever gives the future up ends the engine.
+///
+/// # Errors
+/// It cannot be loaded, there is no room for both, or an answer is not what it must be. The engine is gone then.
+pub async fn beside(config: SpawnConfig, golden: &[Golden]) -> Result<Successor, TrialError> {
+    let alone = super::frames::LoadRequest { beside: None, ..config.load.clone() };
+    let mut port = supervise(config);
+    let passed = async {
+        let (pid, to, model) = come_up(&mut port, &mut |_| ()).await?;
+        ask(&mut port, &to, golden, &mut |_| ()).await?;
+        Ok((pid, to, model))
+    };
+    match passed.await {
+        Ok((pid, to, model)) => {
+            // Should it die one day, the next one has the board to itself.
+            port.load_next(alone);
+            Ok(Successor { port, pid, to, model })
+        }
+        Err(error) => {
+            port.end().await;
+            Err(error)
+        }
+    }
+}
+
 async fn examine(
     port: &mut EnginePort,
     golden: &[Golden],
     least: Option<f64>,
     say: &mut (dyn FnMut(&str) + Send),
 ) -> Result<Report, TrialError> {
-    let (to, model) = loop {
-        let EngineEvent::Started { to, .. } = next(port).await? else { continue };
-        break (to, loaded(port, say).await?);
-    };
-    let mut answers = Vec::with_capacity(golden.len());
-    for (question, id) in golden.iter().zip(1..) {
-        say(&format!("asking: {}", question.prompt));
-        let request = asked(question);
-        let start = start(id, request);
-        // An engine that is gone tells by its death.
-        let _ = to.send(start).await;
-        let (answer, _) = answer(port)
-            .await?
-            .map_err(|reason| TrialError::Question { question: question.prompt.clone(), reason })?;
-        judge(question, &answer)?;
-        answers.push(answer);
-    }
+    let (_, to, model) = come_up(port, say).await?;
+    let answers = ask(port, &to, golden, say).await?;
     say("timing it");
     let timed = Request {
         max_tokens: Some(TIMED_TOKENS),
@@ -122,6 +152,40 @@ async fn examine(
     }
 }
 
+/// Waits until an engine is there and its model is loaded.
+async fn come_up(
+    port: &mut EnginePort,
+    say: &mut (dyn FnMut(&str) + Send),
+) -> Result<(u32, mpsc::Sender<ToEngine>, ModelInfo), TrialError> {
+    loop {
+        let EngineEvent::Started { pid, to } = next(port).await? else { continue };
+        return Ok((pid, to, loaded(port, say).await?));
+    }
+}
+
+/// Asks the questions and gives the answers, which are right.
+async fn ask(
+    port: &mut EnginePort,
+    to: &mpsc::Sender<ToEngine>,
+    golden: &[Golden],
+    say: &mut (dyn FnMut(&str) + Send),
+) -> Result<Vec<String>, TrialError> {
+    let mut answers = Vec::with_capacity(golden.len());
+    for (question, id) in golden.iter().zip(1..) {
+        say(&format!("asking: {}", question.prompt));
+        let request = asked(question);
+        let start = start(id, request);
+        // An engine that is gone tells by its death.
+        let _ = to.send(start).await;
+        let (answer, _) = answer(port)
+            .await?
+            .map_err(|reason| TrialError::Question { question: question.prompt.clone(), reason })?;
+        judge(question, &answer)?;
+        answers.push(answer);
+    }
+    Ok(answers)
+}
+
 /// Waits until the model is loaded.
 async fn loaded(
     port: &mut EnginePort,
@@ -132,7 +196,13 @@ async fn loaded(
             EngineEvent::Frame(FromEngine::Loading(stage)) => say(stage.as_str()),
             EngineEvent::Frame(FromEngine::Ready(model)) => return Ok(model),
             EngineEvent::Frame(FromEngine::LoadFailed(refusal)) => {
-                return Err(TrialError::Load(refusal.message));
+                let short_of_memory = refusal.limit.is_some();
+                let why = refusal.message;
+                return Err(if short_of_memory {
+                    TrialError::Room(why)
+                } else {
+                    TrialError::Load(why)
+                });
             }
             _ => {}
         }

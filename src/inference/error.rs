@@ -127,6 +127,21 @@ pub enum LoadError {
         /// What would fit.
         advice: String,
     },
+    /// It would take more memory than there is beside the model that answers.
+    #[error(
+        "the model {} takes {} MiB of memory and {} MiB shall stay free; {} MiB are available beside the model that answers",
+        path.display(), (need - spare) >> 20, spare >> 20, have >> 20
+    )]
+    NoRoomBeside {
+        /// The model folder.
+        path: PathBuf,
+        /// Bytes that it takes, and those that have to stay free.
+        need: u64,
+        /// Bytes that are available.
+        have: u64,
+        /// Bytes that have to stay free.
+        spare: u64,
+    },
     /// A thread could not be started.
     #[error("cannot start a thread to compile the chat template")]
     Thread(#[source] std::io::Error),
@@ -142,7 +157,13 @@ impl LoadError {
 impl From<LoadError> for Refusal {
     /// The whole chain of causes in one sentence, for status messages.
     fn from(error: LoadError) -> Self {
-        Refusal::new(Code::ModelFailed, chain(&error))
+        let refusal = Refusal::new(Code::ModelFailed, chain(&error));
+        match error {
+            LoadError::Memory { need, have, .. } | LoadError::NoRoomBeside { need, have, .. } => {
+                refusal.with_limit(have, need)
+            }
+            _ => refusal,
+        }
     }
 }
 

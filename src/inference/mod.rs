@@ -116,6 +116,8 @@ pub struct Config {
     pub slots: u16,
     /// Tokens of context for each slot; 0 takes the model's own limit, which is also the most there can be.
     pub context: u32,
+    /// Another model answers meanwhile: this many bytes have to stay free beside all of this one, pages of its files included.
+    pub beside: Option<u64>,
     /// Tokens of a prompt read in one step; 0 takes [`DEFAULT_PREFILL_CHUNK`].
     pub prefill_chunk: u32,
 }
@@ -197,7 +199,7 @@ pub fn load(
     }));
 
     warnings.extend(stale);
-    check_memory(&folder, slots, context, copy.is_some())?;
+    check_memory(&folder, (slots, context), copy.is_some(), config.beside)?;
 
     progress(Stage::Weights);
     let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
@@ -317,11 +319,21 @@ fn session(
 /// Refuses what does not fit, before the kernel ends somebody for it.
 fn check_memory(
     folder: &Folder,
-    slots: u16,
-    context: u32,
+    (slots, context): (u16, u32),
     prepared: bool,
+    beside: Option<u64>,
 ) -> Result<(), LoadError> {
     let plan = inspect::plan_of(folder, slots, context, prepared);
+    if let (Some(spare), Some(have)) = (beside, plan.available) {
+        // Pages of files could be given back, and read again at each token: two models would be slower than one after the other.
+        let need = plan.peak.saturating_add(plan.mapped).saturating_add(spare);
+        let path = folder.root.clone();
+        return if need <= have {
+            Ok(())
+        } else {
+            Err(LoadError::NoRoomBeside { path, need, have, spare })
+        };
+    }
     let Some(have) = plan.available.filter(|_| !plan.fits()) else { return Ok(()) };
     let advice = if plan.largest_context >= LEAST_CONTEXT {
         format!("with a context of {} tokens it fits (`model.context`)", plan.largest_context)

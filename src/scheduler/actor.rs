@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use super::core::{Action, Core, Order};
 use super::ticket::{self, Outlet, Returns};
-use super::{Command, Status, Ticket};
+use super::{Command, Status, Successor, Ticket};
 use crate::engine::client::{EngineEvent, EnginePort};
-use crate::engine::frames::ToEngine;
+use crate::engine::frames::{FromEngine, ToEngine};
 use crate::record::Health;
 use crate::request::{Event, PromptId, Refusal};
 use crate::traffic::{Passage, Traffic};
@@ -26,6 +26,10 @@ pub(super) struct Actor {
     core: Core,
     commands: mpsc::Receiver<Command>,
     port: EnginePort,
+    /// Whether somebody behind the port starts engines.
+    supervised: bool,
+    /// The engine that takes the place of the one that is there as soon as nothing runs.
+    successor: Option<Box<Successor>>,
     status: watch::Sender<Status>,
     returns: Arc<Returns>,
     /// How things are with the record, where there is one.
@@ -73,6 +77,8 @@ impl Actor {
             core,
             commands,
             port,
+            supervised: true,
+            successor: None,
             status,
             returns: Arc::default(),
             record,
@@ -86,10 +92,10 @@ impl Actor {
 
     /// Runs until all handles are dropped and the accepted prompts have ended; then ends the engine.
     pub(super) async fn run(mut self) {
-        let (mut commanded, mut supervised) = (true, true);
+        let mut commanded = true;
         self.look_at_record();
         while commanded || !self.core.is_idle() {
-            let woken = self.wait(commanded, supervised).await;
+            let woken = self.wait(commanded).await;
             let now = Instant::now().into_std();
             match woken {
                 Woken::Command(Some(command)) => self.command(command, now),
@@ -107,7 +113,7 @@ impl Actor {
                     self.core.engine(event, now);
                 }
                 Woken::Engine(None) => {
-                    supervised = false;
+                    self.supervised = false;
                     self.forget_engine();
                     self.core.engine_gone(now);
                 }
@@ -122,14 +128,14 @@ impl Actor {
         self.end_engine().await;
     }
 
-    async fn wait(&mut self, commanded: bool, supervised: bool) -> Woken {
+    async fn wait(&mut self, commanded: bool) -> Woken {
         let deadline = self.core.next_deadline().map(Instant::from_std);
         let sending = self.engine.as_ref().filter(|_| !self.outbox.is_empty());
         tokio::select! {
             // The engine first: a slot that is free must not stay so behind a thousand refusals. Commands last: there may be
             // more of them than can be done, which is not so of anything else.
             biased;
-            event = self.port.events.recv(), if supervised => Woken::Engine(event),
+            event = self.port.events.recv(), if self.supervised => Woken::Engine(event),
             ids = self.returns.taken() => Woken::Returned(ids),
             room = reserve(sending), if sending.is_some() => {
                 match (room, self.outbox.pop_front()) {
@@ -185,18 +191,25 @@ impl Actor {
             Command::Configure { config, load, retry } => {
                 self.core.configure(config, load, retry, now);
             }
+            Command::LoadsBeside { next, failed } => self.core.loads_beside(next, failed),
+            Command::TakeOver { config, successor } => {
+                self.successor = Some(successor);
+                self.core.take_over(config, now);
+            }
         }
     }
 
     fn act(&mut self) {
-        for action in self.core.take_actions() {
+        let mut actions = VecDeque::from(self.core.take_actions());
+        while let Some(action) = actions.pop_front() {
             match action {
                 Action::Send(message) => {
                     self.send(message);
                 }
-                Action::Engine(Order::Load) => self.port.load(),
-                Action::Engine(Order::Unload) => self.port.unload(),
-                Action::Engine(Order::Replace(load)) => self.port.replace(load.map(|load| *load)),
+                Action::Engine(order) => {
+                    self.order(order);
+                    actions.extend(self.core.take_actions());
+                }
                 Action::Accept { check, id, seed, checked, session } => {
                     let (outlet, ticket) = ticket::accept(id, seed, checked, &self.returns);
                     let ticket = ticket.in_session(session);
@@ -222,6 +235,40 @@ impl Actor {
             *old = status;
             changed
         });
+    }
+
+    fn order(&mut self, order: Order) {
+        // One that waits for its turn is no longer wanted, whatever else is.
+        let successor = self.successor.take();
+        match order {
+            Order::Load => self.port.load(),
+            Order::Unload => self.port.unload(),
+            Order::Replace(load) => self.port.replace(load.map(|load| *load)),
+            Order::TakeOver => {
+                if let Some(successor) = successor {
+                    self.succeed(*successor);
+                }
+            }
+        }
+    }
+
+    /// Puts an engine in the place of the other, which has nothing to do and ends.
+    fn succeed(&mut self, successor: Successor) {
+        let Successor { port, pid, to, model } = successor;
+        tracing::info!(pid, model = model.name, "the engine that was loaded beside takes over");
+        let old = std::mem::replace(&mut self.port, port);
+        tokio::spawn(old.end());
+        self.supervised = true;
+        self.forget_engine();
+        self.engine = Some(to.clone());
+        let now = Instant::now().into_std();
+        for event in [
+            EngineEvent::Ended,
+            EngineEvent::Started { pid, to },
+            EngineEvent::Frame(FromEngine::Ready(model)),
+        ] {
+            self.core.engine(event, now);
+        }
     }
 
     fn deliver(&mut self, id: PromptId, event: Event) {

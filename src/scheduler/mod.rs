@@ -34,6 +34,7 @@ pub use ticket::{InSession, Ticket};
 
 // What the status holds; the rooms above need not know the engine for it.
 pub use crate::engine::frames::{CheckedPrompt, LoadRequest, LoadStage, ModelInfo};
+pub use crate::engine::trial::Successor;
 
 /// The most prompts that wait, where nothing else is set. The queue is bounded by time; this bounds its memory where
 /// answers are very quick.
@@ -129,6 +130,8 @@ pub(crate) enum Command {
     ConfigurationIsWrong { message: String },
     Sense(Box<Reading>),
     Configure { config: Config, load: Option<Box<LoadRequest>>, retry: bool },
+    LoadsBeside { next: Option<String>, failed: Option<String> },
+    TakeOver { config: Config, successor: Box<Successor> },
     Pulse { reply: oneshot::Sender<Option<Duration>> },
 }
 
@@ -248,6 +251,18 @@ impl Scheduler {
     pub async fn configure(&self, config: Config, load: Option<LoadRequest>, retry: bool) {
         let load = load.map(Box::new);
         let _ = self.commands.send(Command::Configure { config, load, retry }).await;
+    }
+
+    /// Lets the status say which model is being loaded beside the one that answers, or why that came to nothing.
+    pub async fn loads_beside(&self, next: Option<String>, failed: Option<String>) {
+        let _ = self.commands.send(Command::LoadsBeside { next, failed }).await;
+    }
+
+    /// Puts an engine in the place of the one that is there, as soon as that one has ended what it runs. What waits goes on with
+    /// the new one, what comes meanwhile waits for it, and the old one ends.
+    pub async fn take_over(&self, config: Config, successor: Successor) {
+        let successor = Box::new(successor);
+        let _ = self.commands.send(Command::TakeOver { config, successor }).await;
     }
 
     /// Goes through the scheduler's task and back: an answer shows that it works.

@@ -53,6 +53,8 @@ pub enum Call {
     ConfigurationIsWrong(String),
     /// A sign of life is wanted; the answer is how late the engine is.
     Pulse(oneshot::Sender<Option<std::time::Duration>>),
+    /// A model is being loaded beside the other, or no longer.
+    LoadsBeside(Option<String>),
     /// The operator changed something.
     Configure(super::Config),
 }
@@ -74,7 +76,10 @@ impl Script {
             Command::Unload { reply } => Call::Unload(reply),
             Command::Sense(reading) => Call::Sense(reading),
             Command::ConfigurationIsWrong { message } => Call::ConfigurationIsWrong(message),
-            Command::Configure { config, .. } => Call::Configure(config),
+            Command::Configure { config, .. } | Command::TakeOver { config, .. } => {
+                Call::Configure(config)
+            }
+            Command::LoadsBeside { next, .. } => Call::LoadsBeside(next),
             Command::Pulse { reply } => Call::Pulse(reply),
         })
     }

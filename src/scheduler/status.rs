@@ -31,6 +31,8 @@ pub struct Status {
     pub configuration_error: Option<String>,
     /// Why the model is another than the configured one: that one did not come up.
     pub went_back: Option<String>,
+    /// The model that is being loaded beside the one that answers.
+    pub next_model: Option<String>,
     /// How things are with the record; `None`: nothing is recorded.
     pub record: Option<Health>,
     /// What the board says.

@@ -79,8 +79,10 @@ pub struct Settings {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
-    /// The model folder.
+    /// The model folder. `current`: what `promptd model use` chose.
     pub path: PathBuf,
+    /// The model folder that `current` means while nobody has chosen any. Absent: there is no model then.
+    pub default: Option<PathBuf>,
     /// Prompts that run at once. Each has its own KV cache, so memory grows with it; four keep a small board's memory
     /// bandwidth busy (docs/architecture.md).
     #[serde(default = "default_slots")]

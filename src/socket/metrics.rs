@@ -219,13 +219,23 @@ mod tests {
     }
 
     #[test]
-    fn every_family_has_the_house_name_help_and_a_type() {
-        let page = text(&Status::default(), &Counts::default(), &Looks::default());
+    fn every_family_has_the_house_name_help_a_type_and_its_place_in_the_document() {
+        let document = include_str!("../../docs/operations.md");
+        let (board, clock) = (Reading::default(), Some(Clock { now: 600, most: 1800 }));
+        let board = Reading { temperature: Some(1.0), pressure: Some(1.0), clock, ..board };
+        let looks = Looks { board: Reading { available: Some(1), ..board }, ..Looks::default() };
+        let status = Status { record: Some(Health::default()), ..Status::default() };
+        let page = text(&status, &Counts::default(), &looks);
         let names: Vec<&str> = page.lines().filter_map(|l| l.strip_prefix("# TYPE ")).collect();
         for line in &names {
             let (name, kind) = line.split_once(' ').unwrap();
             assert!(name.starts_with("promptd_"), "{name}");
             assert!(page.contains(&format!("# HELP {name} ")), "{name}");
+            let told = [format!("`{name}`"), format!("`{name}{{")];
+            assert!(
+                told.iter().any(|told| document.contains(told)),
+                "{name} is not in the document"
+            );
             assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
         }
         let mut once = names.clone();

@@ -21,16 +21,17 @@ impl Store {
     }
 
     /// The folder that `model.path` means: of a plain name that is `current`, `previous` or a model here, its folder; a path
-    /// to one of the links, the folder it leads to; any other path, itself.
+    /// to one of the links, the folder it leads to; `current` while none was chosen, the default; any other path, itself.
     pub fn resolve(&self, path: &Path) -> PathBuf {
         let (parent, last) = (path.parent(), path.file_name().and_then(|name| name.to_str()));
         let is_here = parent == Some(self.root.as_path());
         let is_plain = parent.is_some_and(|parent| parent.as_os_str().is_empty());
         let Some(last) = last.filter(|_| is_here || is_plain) else { return path.to_owned() };
         if last == CURRENT || last == PREVIOUS {
-            return self
-                .linked(last)
-                .map_or_else(|| self.root.join(last), |name| self.folder(&name));
+            let default = self.default_folder().filter(|_| last == CURRENT);
+            let chosen = self.linked(last).map(|name| self.folder(&name));
+            let chosen = chosen.or_else(|| default.map(Path::to_owned));
+            return chosen.unwrap_or_else(|| self.root.join(last));
         }
         let kept = last.parse::<ModelName>().ok().map(|name| self.folder(&name));
         kept.filter(|folder| folder.is_dir()).unwrap_or_else(|| path.to_owned())
@@ -57,22 +58,32 @@ impl Store {
         self.link(CURRENT, to)
     }
 
-    /// Goes back to the previous model, and makes the one that was in use the previous one. Gives where it went.
+    /// Goes back to the previous model, or to none where the default was before it, and makes the one that was in use the
+    /// previous one. Gives the folder that the service takes now.
     ///
     /// # Errors
     /// There is none, or the links cannot be written.
-    pub fn go_back(&self, lock: &Lock) -> Result<ModelName, StoreError> {
+    pub fn go_back(&self, lock: &Lock) -> Result<PathBuf, StoreError> {
+        let current = self.current();
         let previous = self.previous().filter(|name| self.folder(name).is_dir());
-        let previous = previous.ok_or(StoreError::NoPrevious)?;
-        if self.current().as_ref() == Some(&previous) {
-            return Err(StoreError::NoPrevious);
+        if let Some(previous) = previous.filter(|previous| Some(previous) != current.as_ref()) {
+            self.switch(&previous, lock)?;
+            if current.is_none() {
+                // The default was in use, and is what comes before it again.
+                self.forget(PREVIOUS)?;
+            }
+            return Ok(self.folder(&previous));
         }
-        self.switch(&previous, lock)?;
-        Ok(previous)
+        let (Some(default), Some(current)) = (self.default_folder(), current) else {
+            return Err(StoreError::NoPrevious);
+        };
+        self.link(PREVIOUS, &current)?;
+        self.forget(CURRENT)?;
+        Ok(default.to_owned())
     }
 
-    /// Puts `current` back to `previous` because `failed` does not work, which then is no model to go back to. Does nothing
-    /// where `current` is another one by now. Needs no lock: it is one rename, and somebody who is at work waits for it.
+    /// Puts `current` back to `previous`, or away where the default was before it, because `failed` does not work, which then is
+    /// no model to go back to. Does nothing where `current` is another one by now. Needs no lock: it is one rename, and somebody who is at work waits for it.
     ///
     /// # Errors
     /// The link cannot be written.
@@ -80,14 +91,17 @@ impl Store {
         if self.current().as_ref() != Some(failed) {
             return Ok(());
         }
-        let previous = self.previous().filter(|previous| previous != failed);
-        self.link(CURRENT, &previous.ok_or(StoreError::NoPrevious)?)?;
-        self.forget_previous()
+        match self.previous().filter(|previous| previous != failed) {
+            Some(previous) => self.link(CURRENT, &previous)?,
+            None if self.default_folder().is_some() => self.forget(CURRENT)?,
+            None => return Err(StoreError::NoPrevious),
+        }
+        self.forget(PREVIOUS)
     }
 
-    /// Removes the link to the previous model.
-    pub(super) fn forget_previous(&self) -> Result<(), StoreError> {
-        let path = self.root.join(PREVIOUS);
+    /// Removes a link.
+    pub(super) fn forget(&self, link: &str) -> Result<(), StoreError> {
+        let path = self.root.join(link);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(StoreError::io("remove", path)(error))

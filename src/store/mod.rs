@@ -35,6 +35,8 @@ const MAX_ENTRIES: usize = 4096;
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
+    /// What the service takes while none of these was chosen: somebody else's folder.
+    default: Option<PathBuf>,
 }
 
 /// A model that is kept.
@@ -60,7 +62,18 @@ pub struct Lock {
 impl Store {
     /// The store in this folder, which need not be there.
     pub fn at(root: impl Into<PathBuf>) -> Self {
-        Store { root: root.into() }
+        Store { root: root.into(), default: None }
+    }
+
+    /// With this folder for the service while no model was chosen.
+    #[must_use]
+    pub fn with_default(self, default: Option<PathBuf>) -> Self {
+        Store { default, ..self }
+    }
+
+    /// What the service takes while none of the models was chosen; only what is there.
+    pub fn default_folder(&self) -> Option<&Path> {
+        self.default.as_deref().filter(|folder| folder.is_dir())
     }
 
     /// Its folder.
@@ -184,7 +197,7 @@ impl Store {
             return Err(StoreError::InUse(name.to_string()));
         }
         if self.previous().as_ref() == Some(name) {
-            self.forget_previous()?;
+            self.forget(PREVIOUS)?;
         }
         // Out of sight first: one that is half removed is never found.
         let folder = self.folder(name);

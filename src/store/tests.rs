@@ -193,7 +193,7 @@ fn the_current_one_changes_at_once_and_the_one_before_is_kept() {
         assert_eq!(store.resolve(Path::new(path)), Path::new(path));
     }
     assert!(matches!(store.remove(&two, &lock), Err(StoreError::InUse(_))));
-    assert_eq!(store.go_back(&lock).unwrap(), one);
+    assert_eq!(store.go_back(&lock).unwrap(), store.folder(&one));
     assert_eq!((store.current(), store.previous()), (Some(one.clone()), Some(two.clone())));
     // One that does not work is no model to go back to.
     store.switch(&two, &lock).unwrap();
@@ -205,6 +205,32 @@ fn the_current_one_changes_at_once_and_the_one_before_is_kept() {
     let names: Vec<ModelName> = store.list().unwrap().into_iter().map(|kept| kept.name).collect();
     assert_eq!(names, [one]);
     assert_eq!(bench.left(), [] as [&str; 0]);
+}
+
+#[test]
+fn while_none_was_chosen_there_is_the_default_and_one_can_go_back_to_it() {
+    let bench = bench();
+    let default = bench.folder.path().join("shipped");
+    let store = bench.store.clone().with_default(Some(default.clone()));
+    let current = Path::new("current");
+    assert_eq!(store.resolve(current), store.root().join("current"), "it is not there");
+    std::fs::create_dir(&default).unwrap();
+    assert_eq!(store.resolve(current), default);
+    assert_eq!(store.resolve(Path::new("previous")), store.root().join("previous"));
+    let one = bench.import("1").name;
+    let lock = store.lock().unwrap();
+    assert!(matches!(store.go_back(&lock), Err(StoreError::NoPrevious)));
+    store.switch(&one, &lock).unwrap();
+    assert_eq!(store.resolve(current), store.folder(&one));
+    // Back and forth, as often as one likes.
+    for _ in 0..2 {
+        assert_eq!(store.go_back(&lock).unwrap(), default);
+        assert_eq!((store.current(), store.previous()), (None, Some(one.clone())));
+        assert_eq!(store.go_back(&lock).unwrap(), store.folder(&one));
+        assert_eq!((store.current(), store.previous()), (Some(one.clone()), None));
+    }
+    store.give_up(&one).unwrap();
+    assert_eq!((store.resolve(current), store.previous()), (default, None));
 }
 
 #[test]

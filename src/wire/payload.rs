@@ -378,6 +378,8 @@ pub(super) struct StatusPayload {
     configuration_error: Option<String>,
     /// Why the model is the one before: the current one did not come up.
     went_back: Option<String>,
+    /// The model that is being loaded beside the one that answers, and takes over when it answers too.
+    next_model: Option<String>,
     /// What outlasts the service, and how well.
     record: Option<Map<String, Value>>,
     /// How much this board can take of the prompts that it shares with others; over MQTT only (docs/fleet.md).

@@ -53,6 +53,9 @@ pub fn status_object(status: &Status) -> Value {
     if let Some(why) = &status.went_back {
         object.insert("went_back".into(), why.as_str().into());
     }
+    if let Some(next) = &status.next_model {
+        object.insert("next_model".into(), next.as_str().into());
+    }
     if let Some(record) = &status.record {
         object.insert("record".into(), record_object(record));
     }

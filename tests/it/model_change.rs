@@ -1,12 +1,13 @@
 //! `promptd model use` and `rollback`, with a running service and without one: what does not work never becomes the model, and
 //! what does not come up goes again by itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
 use crate::support::service::{Plan, Service, command, output, signal};
-use crate::support::{demo_model, http, library, wait_for};
+use crate::support::{TrueAtTheEnd, demo_model, http, library, wait_for};
 
 /// The folder of a service that takes `current`, and the command line beside it.
 struct Place {
@@ -241,4 +242,160 @@ fn a_service_that_starts_with_a_broken_model_goes_back_by_itself() {
     signal(service.pid(), "HUP");
     wait_for("the reload", || service.log().contains("was read again").then_some(()));
     assert_eq!(service.engine_pid(), engine);
+}
+
+/// A long answer: this many letters, whatever the model.
+fn long(letters: u32) -> Value {
+    json!({
+        "max_tokens": 450, "stream": true, "regex": format!("[a-z ]{{{letters}}}"),
+        "messages": [{"role": "user", "content": "Tell me something."}],
+    })
+}
+
+/// Asks again and again until `over`; gives how often. Each answer is a whole one.
+fn ask_until(over: &AtomicBool, socket: &Path) -> u32 {
+    let body = json!({"max_tokens": 4, "messages": [{"role": "user", "content": "Hello"}]});
+    let mut answers = 0;
+    while !over.load(Ordering::Relaxed) {
+        let answer = http::post(socket, "/v1/chat/completions", &body);
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answers += 1;
+    }
+    answers
+}
+
+fn log_has(service: &Service, words: &str) -> Option<()> {
+    service.log().contains(words).then_some(())
+}
+
+#[test]
+fn another_model_comes_up_beside_the_one_that_answers_and_no_prompt_is_dropped() {
+    let place = Place::new();
+    place.import("1");
+    place.import("2");
+    place.json(&["use", "demo@1"]);
+    let service = place.start();
+    let (socket, engine) = (service.socket(), service.engine_pid().unwrap());
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let end = TrueAtTheEnd(&over);
+        let others: Vec<_> = (0..3).map(|_| scope.spawn(|| ask_until(&over, &socket))).collect();
+        // It began with the old model and is ended by it.
+        let mut stream = http::stream(&socket, "/v1/chat/completions", &long(300));
+        let first = stream.next().unwrap();
+        assert_eq!(first["model"], "demo@1", "{first}");
+        let used = beside(&service, &["use", "demo@2"]);
+        assert_eq!(used.0, 0, "{}", used.2);
+        assert_eq!(model_of(&service).as_deref(), Some("demo@2"));
+        let (text, finish) = http::collect(stream);
+        assert_eq!((text.len(), finish.as_deref()), (300, Some("stop")), "{text}");
+        drop(end);
+        for other in others {
+            assert!(other.join().unwrap() > 0);
+        }
+    });
+    assert_ne!(service.engine_pid(), Some(engine));
+    wait_for("the old engine's end", || {
+        (!Path::new(&format!("/proc/{engine}")).exists()).then_some(())
+    });
+    let log = service.log();
+    assert!(log.contains("is loaded beside the one that answers"), "{log}");
+    assert!(log.contains("the engine that was loaded beside takes over"), "{log}");
+    // The successor is watched over like its predecessor.
+    let engine = service.engine_pid().unwrap();
+    signal(engine, "KILL");
+    wait_for("another engine", || service.engine_pid().filter(|pid| *pid != engine));
+    let service = service.ready();
+    assert_eq!(model_of(&service).as_deref(), Some("demo@2"));
+}
+
+#[test]
+fn a_model_that_fails_beside_the_other_disturbs_nobody() {
+    let place = Place::new();
+    place.import("1");
+    place.import("2");
+    place.import_changed("wrong", |text| text.replace("at 21.5 °C.", "at 22.5 °C."));
+    place.json(&["use", "demo@1"]);
+    place.damage("demo@2");
+    let service = place.start();
+    let engine = service.engine_pid();
+    let reload = |model: &str, why: &str| {
+        let path = service.socket().with_file_name("promptd.toml");
+        let old = std::fs::read_to_string(&path).unwrap();
+        let line = old.lines().find(|line| line.starts_with("path = ")).unwrap().to_owned();
+        std::fs::write(&path, old.replacen(&line, &format!("path = {model:?}"), 1)).unwrap();
+        signal(service.pid(), "HUP");
+        let told = wait_for("what became of it", || {
+            let told = service.health()?["went_back"].as_str()?.to_owned();
+            told.contains(why).then_some(told)
+        });
+        assert_eq!(model_of(&service).as_deref(), Some("demo@1"), "{told}");
+    };
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let end = TrueAtTheEnd(&over);
+        let other = scope.spawn(|| ask_until(&over, &service.socket()));
+        reload("demo@2", "model.onnx.data: has the sha256");
+        reload("demo@wrong", "which should be `The greenhouse is at 22.5 °C.`");
+        reload("/nonexistent/model", "/nonexistent/model");
+        drop(end);
+        assert!(other.join().unwrap() > 0);
+    });
+    assert_eq!(service.engine_pid(), engine, "{}", service.log());
+    // What is configured is what runs again: there is nothing to go back from.
+    reload_to_current(&service);
+    assert_eq!(service.engine_pid(), engine, "{}", service.log());
+}
+
+/// Configures `current` again, which is what runs.
+fn reload_to_current(service: &Service) {
+    let path = service.socket().with_file_name("promptd.toml");
+    let old = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, old.replace("/nonexistent/model", "current")).unwrap();
+    let reads = service.log().matches("was read again").count();
+    signal(service.pid(), "HUP");
+    wait_for("the reload", || {
+        (service.log().matches("was read again").count() > reads).then_some(())
+    });
+}
+
+#[test]
+fn without_room_for_both_the_old_model_goes_first_and_who_waits_is_answered() {
+    let place = Place::new();
+    place.import("1");
+    place.import("2");
+    place.json(&["use", "demo@1"]);
+    // The service's own look at memory is at a board of files that has plenty; the engine's is at this machine, which has less than
+    // what shall stay free.
+    let root = place.at("board");
+    std::fs::create_dir_all(root.join("proc")).unwrap();
+    std::fs::write(root.join("proc/meminfo"), "MemAvailable: 9000000000000 kB\n").unwrap();
+    let more = format!("[board]\nroot = {root:?}\nmemory_floor_mib = 1048576\n");
+    let plan = Plan { model: "current".into(), ..Plan::demo().with(&more) };
+    let service = Service::start_in(place.folder, &plan).ready();
+    let (socket, engine) = (service.socket(), service.engine_pid());
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let end = TrueAtTheEnd(&over);
+        let other = scope.spawn(|| ask_until(&over, &socket));
+        let (code, text, errors) = beside(&service, &["use", "demo@2", "--no-trial"]);
+        assert_eq!(code, 0, "{text}{errors}");
+        drop(end);
+        assert!(other.join().unwrap() > 0);
+    });
+    assert_eq!(model_of(&service).as_deref(), Some("demo@2"));
+    assert_ne!(service.engine_pid(), engine);
+    log_has(&service, "the model before makes room first, and prompts wait").unwrap();
+    log_has(&service, "MiB are available beside the model that answers").unwrap();
+    // One that does not come up at all: the one before comes back.
+    let file = |name: &str| service.socket().with_file_name("state/models/demo@1").join(name);
+    std::fs::write(file("manifest.toml"), "# It says nothing of the files.\n").unwrap();
+    std::fs::write(file("genai_config.json"), "{}").unwrap();
+    let (code, _, errors) = beside(&service, &["use", "demo@1", "--no-trial"]);
+    assert_eq!(code, 1, "{errors}");
+    assert!(errors.contains("demo@2 is the current one again"), "{errors}");
+    wait_for("the old model", || {
+        let health = service.health()?;
+        (health["state"] == "ready" && health["model"]["name"] == "demo@2").then_some(())
+    });
 }

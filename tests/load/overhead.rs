@@ -142,6 +142,7 @@ fn open(model: &Path) -> Loaded {
         hashes: None,
         slots: 1,
         context: 0,
+        beside: None,
         prefill_chunk: 0,
     };
     load(&config, Arc::new(Instant::now), &mut |_| {}).unwrap()

@@ -188,7 +188,12 @@ def mqtt(box, args):
     engine = box.wait("the engine", box.engine)
     environment = box.sh(f"tr '\\0' '\\n' < /proc/{engine}/environ").stdout
     expect("the engine knows of no credentials", "CREDENTIALS" not in environment, environment)
-    return f"by the password that came as a credential: {answer!r}"
+    entries = [json.loads(line) for line in box.sh("journalctl -u promptd PROMPTD_DOOR=mqtt -o json --no-pager").stdout.splitlines()]
+    wanted = {"PROMPTD_REQUEST", "PROMPTD_CLIENT", "PROMPTD_TOPIC", "PROMPTD_PROMPT_TOKENS", "PROMPTD_COMPLETION_TOKENS",
+              "PROMPTD_QUEUE_MS", "PROMPTD_PREFILL_MS", "PROMPTD_DECODE_MS", "PROMPTD_FINISH"}
+    lacking = wanted - set(entries[-1]) if entries else wanted
+    expect("the journal has the answer's fields", not lacking, f"{lacking} of {entries[-1:]}")
+    return f"by the password that came as a credential: {answer!r}; in the journal: topic {entries[-1]['PROMPTD_TOPIC']}, client {entries[-1]['PROMPTD_CLIENT']}"
 
 
 def over_mqtt(box, prompt, wait=PATIENCE):
@@ -387,6 +392,29 @@ def reload(box, args):
     return f"a good one holds ({answer}), a wrong one is refused by name and changes nothing, one process all along"
 
 
+def change_model(box, args):
+    """Without an editor, while clients ask: nobody is sent away, and the way back leads to the package's model."""
+    name = lambda: json.loads(box.sh("promptd status --json").stdout)["model"]["name"]
+    expect("the package's model answers until another is chosen", name() == "demo", name())
+    box.sh("promptd model import /usr/share/promptd/models/demo --revision other")
+    main = box.show("MainPID")
+    box.write("/tmp/client.py", CLIENT)
+    client = box.start("python3 /tmp/client.py 12")
+    time.sleep(1)
+    used = box.sh("promptd model use demo")
+    expect("the service answers with it", "the service answers with it" in used.stdout and name() == "demo@other", used.stdout + used.stderr)
+    told, error = client.communicate(timeout=PATIENCE)
+    expect("the client ended", client.returncode == 0, error)
+    answered, later, lost = clients(told)
+    expect("nobody was sent away", lost == 0 and later == 0 and answered > 4, told)
+    back = box.sh("promptd model rollback")
+    expect("the way back", name() == "demo", back.stdout + back.stderr)
+    expect("the same process all along", box.show("MainPID") == main)
+    journal = box.sh("journalctl -u promptd -o cat --no-pager").stdout
+    expect("it was loaded beside the other", "is loaded beside the one that answers" in journal, journal[-2000:])
+    return f"{answered} answered meanwhile, none asked to come back, none lost; {used.stdout.splitlines()[0]!r}; back to the package's model"
+
+
 def stop_under_load(box, args):
     box.ask("Who are you?")
     asked = [box.start(LONG) for _ in range(6)]
@@ -450,7 +478,7 @@ def remove(box, args):
     return "removed with its configuration kept, installed again with it, purged without a trace"
 
 
-STEPS = [install, readiness, mqtt, doctor, sandbox, drop_ins, wedged_engine, wedged_service, activation, reload, stop_under_load, crash, upgrade, remove]
+STEPS = [install, readiness, mqtt, doctor, sandbox, drop_ins, wedged_engine, wedged_service, activation, reload, change_model, stop_under_load, crash, upgrade, remove]
 
 
 def main():

@@ -44,6 +44,7 @@ fn measure(args: &Bench, world: &mut World<'_>) -> Done<()> {
         hashes: args.store.as_deref().and_then(remembered_hashes),
         slots: 1,
         context: 0,
+        beside: None,
         prefill_chunk: 0,
     };
     let clock: Clock =

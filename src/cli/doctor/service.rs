@@ -39,7 +39,8 @@ fn told(status: &Value, findings: &mut Vec<Finding>) {
     findings.push(match state.as_str() {
         "ready" => {
             let (model, provider) = (text("/model/name"), text("/model/provider"));
-            Finding::ok("service", format!("it answers with {model} on {provider}"))
+            let nodes = nodes(status);
+            Finding::ok("service", format!("it answers with {model} on {provider}{nodes}"))
         }
         "unloaded" => Finding::ok("service", "it runs; the next prompt loads the model"),
         "loading" => Finding { about: "service", grade: Grade::Note, says: format!("it loads its model ({})", text("/stage")), fix: None },
@@ -52,6 +53,12 @@ fn told(status: &Value, findings: &mut Vec<Finding>) {
             Finding::bad("service", Grade::Warning, format!("it is {state} {message}"), fix)
         }
     });
+    let back = text("/went_back");
+    if !back.is_empty() {
+        let fix = "`promptd model use` tries the model again and says what becomes of it; `promptd model verify` looks at its files";
+        let says = format!("the configured model did not come up, another answers: {back}");
+        findings.push(Finding::bad("service", Grade::Warning, says, fix));
+    }
     let wrong = text("/configuration_error");
     if !wrong.is_empty() {
         let fix =
@@ -76,6 +83,15 @@ fn told(status: &Value, findings: &mut Vec<Finding>) {
             way_to_broker(&trouble),
         ));
     }
+}
+
+/// How many nodes of the graph run where: a GPU that computes few of them is of little use.
+fn nodes(status: &Value) -> String {
+    let counts = status.pointer("/model/nodes").and_then(Value::as_object).into_iter().flatten();
+    let counts: Vec<String> = counts
+        .map(|(provider, count)| format!("{count} nodes of its graph on {provider}"))
+        .collect();
+    if counts.is_empty() { String::new() } else { format!(", {}", counts.join(", ")) }
 }
 
 /// The unit's firewall shows as a refusal of the system, or as names that cannot be found.

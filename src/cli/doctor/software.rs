@@ -1,6 +1,7 @@
 //! What was installed and written: configuration, libonnxruntime, model, files and who may read them, sandbox.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::Metadata;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -271,6 +272,10 @@ fn secret(file: &Path) -> Option<Finding> {
             format!("everybody may read {shown}"),
             fix,
         )),
+        Ok(metadata) if of_service().is_some_and(|who| !may_read(&metadata, who)) => {
+            let says = format!("promptd's user may not read {shown}");
+            Some(Finding::bad("secrets", Grade::Problem, says, fix))
+        }
         Ok(_) => None,
         // systemd lays it there when the service starts.
         Err(_) if file.starts_with("/run/credentials") => None,
@@ -280,5 +285,55 @@ fn secret(file: &Path) -> Option<Finding> {
             format!("{shown} cannot be read: {error}"),
             fix,
         )),
+    }
+}
+
+/// The service's user and its group, where it was installed.
+fn of_service() -> Option<(u32, u32)> {
+    let users = std::fs::read_to_string("/etc/passwd").ok()?;
+    let line = users.lines().find_map(|line| line.strip_prefix("promptd:"))?;
+    let mut fields = line.split(':').skip(1).map(str::parse);
+    Some((fields.next()?.ok()?, fields.next()?.ok()?))
+}
+
+/// Whether a user with this group alone may read a file.
+fn may_read(metadata: &Metadata, (user, group): (u32, u32)) -> bool {
+    let bit = if metadata.uid() == user {
+        0o400
+    } else if metadata.gid() == group {
+        0o040
+    } else {
+        0o004
+    };
+    metadata.mode() & bit != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_read_a_file_is_told_by_its_mode() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (owner, group) = {
+            let metadata = file.as_file().metadata().unwrap();
+            (metadata.uid(), metadata.gid())
+        };
+        let with_mode = |mode| {
+            file.as_file().set_permissions(std::fs::Permissions::from_mode(mode)).unwrap();
+            file.as_file().metadata().unwrap()
+        };
+        let (stranger, others) = (owner + 1, group + 1);
+        for (mode, who, may) in [
+            (0o600, (owner, group), true),
+            (0o600, (stranger, group), false),
+            (0o640, (stranger, group), true),
+            (0o640, (stranger, others), false),
+            (0o604, (stranger, others), true),
+            // The owner's own bits count for the owner, whatever others may.
+            (0o044, (owner, group), false),
+        ] {
+            assert_eq!(may_read(&with_mode(mode), who), may, "{mode:o} {who:?}");
+        }
     }
 }

@@ -18,6 +18,17 @@ pub struct Place {
     pub json: bool,
 }
 
+/// Where models are kept, and the service that takes them.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Served {
+    /// The service's socket [default: the configuration's].
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Where models are kept.
+    #[command(flatten)]
+    pub place: Place,
+}
+
 /// What a model is called that comes in.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Called {
@@ -146,12 +157,9 @@ pub struct Use {
     /// Switch without a trial.
     #[arg(long)]
     pub no_trial: bool,
-    /// The service's socket [default: the configuration's].
-    #[arg(long, value_name = "PATH")]
-    pub socket: Option<PathBuf>,
-    /// Where models are kept.
+    /// Where models are kept, and the service.
     #[command(flatten)]
-    pub place: Place,
+    pub served: Served,
 }
 
 /// `promptd model rollback`
@@ -160,12 +168,9 @@ pub struct Use {
     after_help = "Once more goes forward again. Exit codes: 0 it is in use, 1 it is not, 2 wrong usage, 75 another command works with the models."
 )]
 pub struct Rollback {
-    /// The service's socket [default: the configuration's].
-    #[arg(long, value_name = "PATH")]
-    pub socket: Option<PathBuf>,
-    /// Where models are kept.
+    /// Where models are kept, and the service.
     #[command(flatten)]
-    pub place: Place,
+    pub served: Served,
 }
 
 /// `promptd model rm`

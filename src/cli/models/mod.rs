@@ -22,7 +22,9 @@ use crate::store::{self, Description, Kept, ModelName, Store, StoreError};
 
 /// The models that are kept where the command line or the configuration says.
 pub(super) fn store_of(place: &Place) -> Result<Store, Box<dyn Error>> {
-    let root = match (&place.models, settings::load(&place.config, &super::environment())) {
+    let settings = settings::load(&place.config, &super::environment());
+    let default = settings.as_ref().ok().and_then(|settings| settings.model.default.clone());
+    let root = match (&place.models, settings) {
         (Some(models), _) => models.clone(),
         (None, Ok(settings)) => settings.state.models_dir().ok_or_else(|| {
             let file = place.config.display();
@@ -38,7 +40,7 @@ pub(super) fn store_of(place: &Place) -> Result<Store, Box<dyn Error>> {
         }
     };
     // Absolute, because links and the service's configuration are held against it.
-    Ok(Store::at(std::path::absolute(root)?))
+    Ok(Store::at(std::path::absolute(root)?).with_default(default))
 }
 
 /// Whose signatures the configuration asks for. One that cannot be read asks for nothing; the service does not start with it.

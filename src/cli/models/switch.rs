@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::args::{Place, Rollback, Use};
+use super::args::{Place, Rollback, Served, Use};
 use super::store_of;
 use crate::cli::http::{Client, Trouble};
 use crate::cli::model::Done;
@@ -17,7 +17,7 @@ use crate::daemon::{self, Surroundings};
 use crate::engine::client::DEFAULT_LOAD_TIMEOUT;
 use crate::engine::trial::{self, Report};
 use crate::settings::{self, Settings};
-use crate::store::{ModelName, Store};
+use crate::store::{Lock, ModelName, Store};
 
 /// Between two looks at a service that loads.
 const LOOK: Duration = Duration::from_millis(200);
@@ -35,13 +35,10 @@ enum Service {
 }
 
 pub(in crate::cli) async fn use_model(args: &Use, world: &mut World<'_>) -> Done {
-    let store = store_of(&args.place)?;
-    let lock = store.lock()?;
+    let Ground { store, lock, settings, socket } = Ground::of(&args.served)?;
     let name = store.find(&args.model)?;
     say(world, &format!("{name}: holding its files against its manifest"));
-    let settings = settings_of(&args.place)?;
     let manifest = store.verify(&name, &settings.model.trusted_keys)?;
-    let socket = socket(args.socket.as_ref(), &settings);
     let report = if args.no_trial {
         None
     } else {
@@ -58,28 +55,46 @@ pub(in crate::cli) async fn use_model(args: &Use, world: &mut World<'_>) -> Done
     store.switch(&name, &lock)?;
     // From here on others may work with the models; the service may even go back by itself.
     drop(lock);
-    let service = tell(&store, &name, socket.as_deref(), &settings, world).await?;
+    let title = name.to_string();
+    let service = tell(&store, &title, socket.as_deref(), &settings, world).await?;
     if args.unload && matches!(service, Service::Elsewhere(_)) {
         order(socket.as_deref(), "load").await?;
     }
     if let Service::Failed(why) = &service {
         put_back(&store, &name, socket.as_deref(), why).await?;
     }
-    told(&store, &name, (report.as_ref(), &service), args.place.json, world)
+    told(&store, &title, (report.as_ref(), &service), args.served.place.json, world)
 }
 
 pub(in crate::cli) async fn rollback(args: &Rollback, world: &mut World<'_>) -> Done {
-    let store = store_of(&args.place)?;
-    let lock = store.lock()?;
-    let settings = settings_of(&args.place)?;
-    let socket = socket(args.socket.as_ref(), &settings);
-    let name = store.go_back(&lock)?;
+    let Ground { store, lock, settings, socket } = Ground::of(&args.served)?;
+    let folder = store.go_back(&lock)?;
+    let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
     drop(lock);
     let service = tell(&store, &name, socket.as_deref(), &settings, world).await?;
     if let Service::Failed(why) = &service {
         return Err(format!("{name} does not come up either: {why}").into());
     }
-    told(&store, &name, (None, &service), args.place.json, world)
+    told(&store, &name, (None, &service), args.served.place.json, world)
+}
+
+/// What both stand on: the models, the right to change them, and the service.
+struct Ground {
+    store: Store,
+    lock: Lock,
+    settings: Settings,
+    socket: Option<PathBuf>,
+}
+
+impl Ground {
+    fn of(served: &Served) -> Result<Self, Box<dyn Error>> {
+        let store = store_of(&served.place)?;
+        let lock = store.lock()?;
+        let settings = settings_of(&served.place)?;
+        let configured = settings.socket.as_ref().and_then(|socket| socket.path.clone());
+        let socket = served.socket.clone().or(configured);
+        Ok(Ground { store, lock, settings, socket })
+    }
 }
 
 /// The configuration, which says how a model is loaded and where the service listens.
@@ -89,10 +104,6 @@ fn settings_of(place: &Place) -> Result<Settings, Box<dyn Error>> {
         let error = with_causes(&error);
         format!("how the service loads models is not known, name its configuration with --config: {error}").into()
     })
-}
-
-fn socket(typed: Option<&PathBuf>, settings: &Settings) -> Option<PathBuf> {
-    typed.cloned().or_else(|| settings.socket.as_ref()?.path.clone())
 }
 
 /// Loads the model as the service would, in an engine of its own, and asks it.
@@ -124,7 +135,7 @@ async fn attempt(
 /// Has a running service take the model over, and waits for what becomes of it.
 async fn tell(
     store: &Store,
-    name: &ModelName,
+    name: &str,
     socket: Option<&Path>,
     settings: &Settings,
     world: &mut World<'_>,
@@ -149,7 +160,7 @@ async fn tell(
             return Ok(Service::Failed(why.to_owned()));
         }
         match at("/state") {
-            Some("ready" | "degraded") if at("/model/name") == Some(&*name.to_string()) => {
+            Some("ready" | "degraded") if at("/model/name") == Some(name) => {
                 return Ok(Service::Answers);
             }
             Some("model_failed") => {
@@ -169,12 +180,14 @@ async fn put_back(
     socket: Option<&Path>,
     why: &str,
 ) -> Result<(), Box<dyn Error>> {
-    if store.current().as_ref() == Some(name) && store.previous().is_some() {
+    let back = store.previous().is_some() || store.default_folder().is_some();
+    if store.current().as_ref() == Some(name) && back {
         store.give_up(name)?;
         order(socket, "reload").await?;
     }
-    let now = match store.current() {
-        Some(current) if current != *name => format!("{current} is the current one again"),
+    let now = match (store.current(), store.default_folder()) {
+        (Some(current), _) if current != *name => format!("{current} is the current one again"),
+        (None, Some(default)) => format!("it is {} again", default.display()),
         _ => "there is no model to go back to".to_owned(),
     };
     Err(format!("the service did not come up with {name}: {why}; {now}").into())
@@ -204,7 +217,7 @@ pub(super) fn say(world: &mut World<'_>, text: &str) {
 /// Says what came of it.
 fn told(
     store: &Store,
-    name: &ModelName,
+    name: &str,
     (report, service): (Option<&Report>, &Service),
     as_json: bool,
     world: &mut World<'_>,
@@ -212,7 +225,7 @@ fn told(
     let previous = store.previous().map(|name| name.to_string());
     if as_json {
         let object = json!({
-            "model": name.to_string(), "previous": previous,
+            "model": name, "previous": previous,
             "service": match service {
                 Service::Answers => "answers",
                 Service::Absent => "absent",

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::rules::load_time;
-use super::{Core, FATAL_DEATHS, FATAL_LOADS, Phase, Prompt, Spent, UNKNOWN_LOAD};
+use super::{Core, FATAL_DEATHS, FATAL_LOADS, Order, Phase, Prompt, Spent, UNKNOWN_LOAD};
 use crate::defect::Defect;
 use crate::engine::client::EngineEvent;
 use crate::engine::frames::{CheckedPrompt, FromEngine, LoadStage};
@@ -29,6 +29,7 @@ impl Core {
                 } else {
                     tracing::debug!(restart_in_ms, "{report}");
                 }
+                self.engine.died_of = Some(report.model.clone());
                 self.engine_died(&report.to_string(), restart_in, now);
             }
         }
@@ -44,6 +45,7 @@ impl Core {
             "the engine is gone and nobody starts another; restart promptd",
         );
         self.config.fallback = None;
+        self.engine.change.take_if(|order| *order != Order::TakeOver);
         self.engine_died("the engine was given up", None, now);
         self.model_failed(refusal, now);
     }
@@ -130,6 +132,15 @@ impl Core {
 
     /// The model cannot be loaded: those who wait for it are told now, rather than left waiting for a mended file.
     fn model_failed(&mut self, refusal: Refusal, now: Instant) {
+        if self.engine.change.is_some() {
+            // Another model comes. What this one has begun nobody can end; the others wait for that one.
+            let begun: Vec<PromptId> =
+                self.ids().into_iter().filter(|id| self.is_begun(*id)).collect();
+            for id in begun {
+                self.abandon(id, refusal.clone(), now);
+            }
+            return self.change_when_idle(now);
+        }
         if self.fall_back(&refusal, now) {
             return;
         }

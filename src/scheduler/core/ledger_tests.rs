@@ -45,6 +45,9 @@ struct Ledger {
     process: Process,
     /// The scheduler wants a model.
     wanted: bool,
+    /// Which model is there, counted, and which began each answer.
+    models: u32,
+    begun_by: HashMap<PromptId, u32>,
 }
 
 impl Ledger {
@@ -55,6 +58,9 @@ impl Ledger {
                 Action::Engine(order) => {
                     assert!(self.running.is_empty(), "{order:?} while {:?} run", self.running);
                     assert!(order == Order::Load || self.open.is_empty() || order != Order::Unload);
+                    if matches!(order, Order::TakeOver | Order::Replace(Some(_))) {
+                        self.models += 1;
+                    }
                     // The engine that is there takes no more work.
                     self.ready = false;
                     if self.process == Process::Alive {
@@ -77,6 +83,8 @@ impl Ledger {
                     let got = self.open.get_mut(&id).expect("only accepted prompts get events");
                     if let Event::Delta { tokens, .. } = &event {
                         got.extend(tokens);
+                        let began = *self.begun_by.entry(id).or_insert(self.models);
+                        assert_eq!(began, self.models, "{id} goes on with another model");
                     }
                     if event.is_final() {
                         self.open.remove(&id);
@@ -126,6 +134,7 @@ fn other_model() -> LoadRequest {
         trusted: Vec::new(),
         slots: 1,
         context: 0,
+        beside: None,
     }
 }
 
@@ -205,6 +214,10 @@ fn happen(step: u32, dice: &mut Dice, bench: &mut Bench, ledger: &mut Ledger) {
         }
         12 if dice.below(3) == 0 => drop(bench.core.unload(bench.now)),
         13 => bench.core.load(bench.now),
+        14 if dice.below(6) == 0 && ledger.ready && ledger.wanted => {
+            let config = bench.core.config.clone();
+            bench.core.take_over(config, bench.now);
+        }
         14 if dice.below(4) == 0 => {
             let config = bench.core.config.clone();
             let other = (dice.below(2) == 0).then(|| Box::new(other_model()));

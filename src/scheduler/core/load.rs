@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::rules::draining;
 use super::{Action, Config, Core, Order, Phase};
 use crate::engine::frames::{LoadRequest, LoadStage, ToEngine};
-use crate::request::{Code, Refusal, Submission};
+use crate::request::{Code, PromptId, Refusal, Submission};
 use crate::scheduler::queue::Entry;
 use crate::scheduler::rates::{clearly_over, sensible};
 
@@ -50,13 +50,7 @@ impl Core {
         retry: bool,
         now: Instant,
     ) {
-        let pins = self.config.pinned != config.pinned;
-        self.config = config;
-        if pins && self.engine.ready {
-            self.pin();
-        }
-        self.configuration_error = None;
-        self.places.changed = true;
+        self.set(config);
         if load.is_some() && retry {
             self.engine.went_back = None;
         }
@@ -67,11 +61,45 @@ impl Core {
         self.tick(now);
     }
 
+    fn set(&mut self, config: Config) {
+        let pins = self.config.pinned != config.pinned;
+        self.config = config;
+        if pins && self.engine.ready {
+            self.pin();
+        }
+        self.configuration_error = None;
+        self.places.changed = true;
+    }
+
+    /// A model is being loaded beside this one; or no longer, and why it came to nothing.
+    pub(in crate::scheduler) fn loads_beside(
+        &mut self,
+        next: Option<String>,
+        failed: Option<String>,
+    ) {
+        self.engine.next = next;
+        self.engine.went_back = failed;
+    }
+
+    /// An engine beside this one has a model that answers: it takes over as soon as nothing runs.
+    pub(in crate::scheduler) fn take_over(&mut self, config: Config, now: Instant) {
+        self.set(config);
+        self.engine.next = None;
+        self.engine.went_back = None;
+        self.change(Order::TakeOver, now);
+        self.tick(now);
+    }
+
     /// Has the engine replaced as soon as nothing runs.
     fn replace(&mut self, load: Option<Box<LoadRequest>>, now: Instant) {
+        self.engine.next = None;
+        self.change(Order::Replace(load), now);
+    }
+
+    fn change(&mut self, order: Order, now: Instant) {
         self.engine.failed = None;
         self.engine.deaths_while_loading = 0;
-        self.engine.change = Some(Order::Replace(load));
+        self.engine.change = Some(order);
         self.engine.wanted = true;
         // Who is being answered is answered by the model that began; who comes meanwhile waits for the next.
         self.engine.on_demand = true;
@@ -93,9 +121,27 @@ impl Core {
         self.configuration_error = Some(message);
     }
 
-    /// Replaces the engine if that is to be done and nothing runs.
+    /// Whether the model that comes is another than the one that died over prompts.
+    pub(super) fn another_model_comes(&self) -> bool {
+        match &self.engine.change {
+            Some(Order::TakeOver) => true,
+            Some(Order::Replace(Some(load))) => self.engine.died_of.as_ref() != Some(&load.model),
+            _ => false,
+        }
+    }
+
+    /// Whether this prompt's answer was begun, and belongs to the model that began it: another model has other tokens.
+    pub(super) fn is_begun(&self, id: PromptId) -> bool {
+        self.prompts.get(&id).is_some_and(|prompt| !prompt.delivered.is_empty())
+    }
+
+    /// Replaces the engine if that is to be done and nothing runs. What an engine had begun when it died, the next engine of the
+    /// same model ends first.
     pub(super) fn change_when_idle(&mut self, now: Instant) {
-        if !self.running.is_empty() {
+        if self.engine.change.is_none() || !self.running.is_empty() {
+            return;
+        }
+        if self.another_model_comes() && self.prompts.keys().any(|id| self.is_begun(*id)) {
             return;
         }
         let Some(order) = self.engine.change.take() else { return };

@@ -1,6 +1,6 @@
 //! Tests of loading on demand, unloading and replacing the model.
 
-use super::tests::{Bench, SECOND, died, finish, model, started, submission};
+use super::tests::{Bench, SECOND, delta, died, finish, model, started, submission};
 use super::*;
 use crate::engine::client::EngineEvent;
 use crate::engine::frames::{Execution, FromEngine};
@@ -24,6 +24,7 @@ fn other_model() -> LoadRequest {
         trusted: Vec::new(),
         slots: 1,
         context: 0,
+        beside: None,
     }
 }
 
@@ -135,6 +136,62 @@ fn another_model_waits_for_the_answers_of_the_old_one() {
         format!("start {waiting} seed 1002 resume []"),
     ];
     assert_eq!(bench.did(), expected);
+}
+
+#[test]
+fn an_engine_that_was_loaded_beside_takes_over_when_nothing_runs() {
+    let mut bench = Bench::ready(4, 1);
+    let running = bench.accept(submission("a"));
+    bench.core.loads_beside(Some("other".to_owned()), None);
+    let waiting = bench.accept(submission("b"));
+    assert_eq!(bench.core.status().next_model.as_deref(), Some("other"));
+    bench.event(running, delta(5));
+    bench.did();
+    let config = bench.core.config.clone();
+    bench.core.take_over(config, bench.now);
+    let came_later = bench.core.submit(submission("c"), bench.now);
+    assert_eq!(bench.did(), [""; 0], "what runs is not disturbed, and the others wait");
+    assert_eq!((bench.core.status().next_model, bench.core.status().state), (None, State::Ready));
+
+    // The old engine dies over it: its next one ends what it has begun, and nothing else.
+    bench.engine(died(Some(SECOND)));
+    bench.engine(started(2));
+    bench.frame(FromEngine::Ready(model(1)));
+    let did = bench.did();
+    assert!(did.contains(&format!("start {running} seed 1001 resume [5]")), "{did:?}");
+    assert!(!did.iter().any(|did| did.starts_with(&format!("start {waiting}"))), "{did:?}");
+    bench.event(running, finish(SECOND, SECOND, 2));
+    assert_eq!(bench.did(), [format!("{running} finished"), "TakeOver".to_owned()]);
+    next_engine(&mut bench, 3);
+    let did = bench.did();
+    assert!(did.contains(&format!("check {came_later}")), "{did:?}");
+    assert!(did.contains(&format!("start {waiting} seed 1002 resume []")), "{did:?}");
+}
+
+#[test]
+fn what_nobody_can_end_does_not_keep_another_model_away() {
+    let mut bench = Bench::ready(4, 1);
+    let (running, waiting) = (bench.accept(submission("a")), bench.accept(submission("b")));
+    bench.event(running, delta(5));
+    let config = bench.core.config.clone();
+    bench.core.take_over(config, bench.now);
+    bench.did();
+    bench.engine(died(Some(SECOND)));
+    bench.engine(started(2));
+    bench.frame(FromEngine::LoadFailed(Refusal::new(Code::ModelFailed, "the files are gone")));
+    let did = bench.did();
+    assert_eq!(did, [format!("{running} model_failed"), "TakeOver".to_owned()]);
+    next_engine(&mut bench, 3);
+    assert_eq!(bench.did(), [format!("start {waiting} seed 1002 resume []")]);
+    // The same model with other settings goes on with what was begun.
+    bench.event(waiting, delta(7));
+    bench.engine(died(Some(SECOND)));
+    let same = LoadRequest { model: "/m".into(), ..other_model() };
+    let config = bench.core.config.clone();
+    bench.core.configure(config, Some(Box::new(same)), true, bench.now);
+    bench.did();
+    next_engine(&mut bench, 4);
+    assert_eq!(bench.did(), [format!("start {waiting} seed 1002 resume [7]")]);
 }
 
 #[test]

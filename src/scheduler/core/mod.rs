@@ -21,6 +21,7 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::RandomState;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -97,6 +98,8 @@ pub(super) enum Order {
     Unload,
     /// End the engine and start another, with another model where one is given.
     Replace(Option<Box<LoadRequest>>),
+    /// Put the engine that was loaded beside it in its place.
+    TakeOver,
 }
 
 /// The scheduler's mind.
@@ -154,6 +157,10 @@ struct Engine {
     idle: Option<Instant>,
     /// Why the fallback was loaded instead of the model.
     went_back: Option<String>,
+    /// The model that is being loaded beside it.
+    next: Option<String>,
+    /// The model folder of the last one that died, which is that of all prompts it had begun.
+    died_of: Option<PathBuf>,
 }
 
 /// A submission whose check is under way.
@@ -238,6 +245,8 @@ impl Core {
             change: None,
             idle: None,
             went_back: None,
+            next: None,
+            died_of: None,
         };
         Core {
             config,
@@ -405,6 +414,7 @@ impl Core {
             running: self.running.len(),
             configuration_error: self.configuration_error.clone(),
             went_back: self.engine.went_back.clone(),
+            next_model: self.engine.next.clone(),
             record: self.record.clone(),
             board: self.board.clone(),
             engine_pid: self.engine.pid,

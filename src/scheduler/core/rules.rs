@@ -11,8 +11,8 @@ use crate::scheduler::rates::sensible;
 impl Core {
     /// Fills the free slots.
     pub(super) fn dispatch(&mut self, now: Instant) {
-        while self.is_serving() && self.running.len() < self.slots() && self.may_start() {
-            let Some(id) = self.queue.pop() else { return };
+        while self.engine.ready && self.running.len() < self.slots() {
+            let Some(id) = self.next_turn() else { return };
             self.places.changed = true;
             // The queue and the prompts are changed together.
             let Some(prompt) = self.prompts.get_mut(&id) else { continue };
@@ -36,15 +36,29 @@ impl Core {
         }
     }
 
-    /// Whether the next prompt may start beside those that run. One that has seen its engine die (or two services
+    /// Takes the prompt out of the queue that may start now. Where another model is to come, only what this one has begun.
+    fn next_turn(&mut self) -> Option<PromptId> {
+        if self.engine.change.is_none() {
+            let next = self.queue.next()?;
+            return if self.may_start(next) { self.queue.pop() } else { None };
+        }
+        if !self.another_model_comes() {
+            return None;
+        }
+        let mut waiting = self.queue.order().into_iter().map(|entry| entry.id);
+        let begun = waiting.find(|id| self.is_begun(*id) && self.may_start(*id))?;
+        self.queue.remove(begun);
+        Some(begun)
+    }
+
+    /// Whether this prompt may start beside those that run. One that has seen its engine die (or two services
     /// end) runs alone: if the next engine dies as well, it was that prompt, and nobody else is blamed.
-    fn may_start(&self) -> bool {
+    fn may_start(&self, next: PromptId) -> bool {
         let is_suspect = |id: &PromptId| {
             let seen = |p: &Prompt| p.deaths > 0 || p.ends >= SUSPICIOUS_ENDS;
             self.prompts.get(id).is_some_and(seen)
         };
-        let suspect_next = self.queue.next().is_some_and(|id| is_suspect(&id));
-        !self.running.iter().any(is_suspect) && (self.running.is_empty() || !suspect_next)
+        !self.running.iter().any(is_suspect) && (self.running.is_empty() || !is_suspect(&next))
     }
 
     /// Ends a prompt without the engine's doing.

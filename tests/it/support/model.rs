@@ -23,6 +23,7 @@ pub(crate) fn config(library: &Path, model: &Path, slots: u16) -> Config {
         hashes: None,
         slots,
         context: 0,
+        beside: None,
         prefill_chunk: 0,
     }
 }

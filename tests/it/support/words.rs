@@ -65,6 +65,7 @@ pub(crate) fn load() -> LoadRequest {
         trusted: Vec::new(),
         slots: 2,
         context: 0,
+        beside: None,
     }
 }
 
