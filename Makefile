@@ -114,7 +114,7 @@ test-models: runtime
 
 written-models: $(MODELS_PYTHON)
 	$(MODELS_PYTHON) tests/models/relayout.py $(MATERIAL)/models/stories260k-genai-fp32 \
-		$(MATERIAL)/models/stories260k-plain-fp32 $(TARGET)/layouts
+		$(MATERIAL)/models/stories260k-plain-fp32 $(MATERIAL)/models/stories260k-genai-int4 $(TARGET)/layouts
 	rm -rf $(TARGET)/broken && mkdir -p $(TARGET)/broken
 	$(PYTHON) $(MATERIAL)/tools/make_broken.py $(MATERIAL)/models/stories260k-genai-int4 $(TARGET)/broken
 	PROMPTD_TEST_LAYOUTS=$(abspath $(TARGET)/layouts) PROMPTD_TEST_BROKEN=$(abspath $(TARGET)/broken) \
