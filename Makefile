@@ -17,6 +17,8 @@
 #   make fuzz    what outsiders can send, damaged at random ten million times (RUNS=N for other numbers, SEED=N for other damage)
 #   make monitoring   the dashboard and alert rules, against promtool, a real Prometheus and a real promptd
 #   make test-protocol   docs/asyncapi.json and the payloads' schemas against the meta-schemas of their standards
+#   make fleet   three boards of different speed at one mosquitto: their throughput together against the sum (docs/fleet.md; MS=N: the quickest's service time)
+#   make test-cluster   three boards at a clustered broker of three nodes, each at another; builds the broker, which needs cmake and protoc (docs/fleet.md)
 #   make test-homeassistant   what Home Assistant is told, against the schemas in its source
 #   make check   formatting, lints, documentation, licences and sources of dependencies
 #   make deb     Debian packages for amd64 and arm64, a tarball of each, SBOM and notices, in target/packages; ARCHES=amd64 for one
@@ -34,7 +36,7 @@ PYTHON ?= python3
 # Where Cargo builds; the library lies beside the binaries, where they look for it.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fuzz help install monitoring overhead overload runtime test test-arm test-clients test-families test-golden test-homeassistant test-models test-page test-powercut test-protocol test-reproducible test-schema test-schemas test-systemd written-models
+.PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help install monitoring overhead overload runtime test test-arm test-clients test-cluster test-families test-golden test-homeassistant test-models test-page test-powercut test-protocol test-reproducible test-schema test-schemas test-systemd written-models
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -112,7 +114,7 @@ test-models: runtime
 
 written-models: $(MODELS_PYTHON)
 	$(MODELS_PYTHON) tests/models/relayout.py $(MATERIAL)/models/stories260k-genai-fp32 \
-		$(MATERIAL)/models/stories260k-plain-fp32 $(TARGET)/layouts
+		$(MATERIAL)/models/stories260k-plain-fp32 $(MATERIAL)/models/stories260k-genai-int4 $(TARGET)/layouts
 	rm -rf $(TARGET)/broken && mkdir -p $(TARGET)/broken
 	$(PYTHON) $(MATERIAL)/tools/make_broken.py $(MATERIAL)/models/stories260k-genai-int4 $(TARGET)/broken
 	PROMPTD_TEST_LAYOUTS=$(abspath $(TARGET)/layouts) PROMPTD_TEST_BROKEN=$(abspath $(TARGET)/broken) \
@@ -168,6 +170,15 @@ test-protocol:
 	$(TARGET)/protocol/venv/bin/pip install --quiet --disable-pip-version-check jsonschema
 	$(TARGET)/protocol/venv/bin/python tests/protocol/validate.py $(TARGET)/protocol/package
 
+# A clustered broker of its own dependencies, in a folder of its own; the build takes half an hour on two cores and two gigabytes.
+CLUSTER_JOBS ?= 2
+CLUSTER := $(TARGET)/cluster
+
+test-cluster: runtime
+	@command -v cmake >/dev/null && command -v protoc >/dev/null || { echo "the broker's build needs cmake and protoc: apt-get install cmake protobuf-compiler"; exit 1; }
+	CARGO_TARGET_DIR=$(CLUSTER) $(CARGO) build --release --locked --jobs $(CLUSTER_JOBS) --manifest-path tests/cluster/Cargo.toml
+	PROMPTD_TEST_CLUSTER=$(abspath $(CLUSTER)/release/cluster-node) $(CARGO) test --locked --test it -- mqtt_cluster --nocapture
+
 # Home Assistant 2024.12 and newer know device discovery; they need Python 3.12 or newer.
 HA_PYTHON ?= python3.13
 test-homeassistant: runtime
@@ -190,6 +201,11 @@ overload: broker
 
 overhead: runtime
 	$(CARGO) test --locked --release --test load -- overhead --seconds 15
+
+MS ?= 400
+
+fleet: runtime broker
+	PROMPTD_FLEET_MS=$(MS) $(CARGO) test --locked --test it -- three_boards --nocapture
 
 CUTS ?= 200
 

@@ -6,6 +6,7 @@ mod openings;
 mod reload;
 mod supervision;
 mod translate;
+mod versions;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -264,6 +265,7 @@ async fn serve(
             broker: broker_state,
             record,
             board: plan.board,
+            versions: reload.versions(),
         };
         broker.spawn(mqtt_door(config, scheduler.clone(), facts, leaving));
     }

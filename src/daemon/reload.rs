@@ -11,6 +11,7 @@ use super::heat::Heat;
 use super::translate::{
     self, fallback, followed, limits, load_request, memory_limits, scheduler_config,
 };
+use super::versions::Versions;
 use super::{Reread, Surroundings};
 use crate::board::Board;
 use crate::engine::client::SpawnConfig;
@@ -39,6 +40,7 @@ pub(super) struct Reload {
     /// Whose certificate may have been renewed.
     tls: Option<Tls>,
     heat: Heat,
+    versions: Versions,
     /// The board has become hot or cool, and the model was not told yet.
     heat_changed: bool,
     /// Why the scheduler has gone back, as far as that was seen to.
@@ -67,6 +69,7 @@ impl Reload {
             heat: Heat::default(),
             heat_changed: false,
             gone_back: None,
+            versions: Versions::new(),
         }
     }
 
@@ -75,8 +78,15 @@ impl Reload {
         self.tls = tls;
     }
 
-    /// Looks at the board: the scheduler is told what it says, and where it is too hot the model gets fewer threads.
+    /// Who shows which of the kept models is in use and which came last.
+    pub(super) fn versions(&self) -> watch::Receiver<Option<wire::ModelVersions>> {
+        self.versions.subscribe()
+    }
+
+    /// Looks at the board: the scheduler is told what it says, and where it is too hot the model gets fewer threads. Looks at the
+    /// kept models too.
     pub(super) async fn look(&mut self, scheduler: &Scheduler) {
+        self.versions.look(followed(&self.settings), Instant::now());
         let board = &self.settings.board;
         let reading = Board::at(&board.root).read();
         let limit = board.hot_celsius.map(f64::from);
@@ -145,7 +155,10 @@ impl Reload {
         }
         let (Some(store), Some(failed)) = (followed(&self.settings), failed) else { return };
         match store.give_up(&failed) {
-            Ok(()) => tracing::warn!(%failed, "`current` is the model before again"),
+            Ok(()) => {
+                self.versions.stale();
+                tracing::warn!(%failed, "`current` is the model before again");
+            }
             Err(error) => {
                 tracing::error!(%failed, %error, "`current` could not be put back: the next start tries this model again");
             }
@@ -287,6 +300,7 @@ impl Reload {
         policy.send_replace(Arc::new(new));
         scheduler.configure(config, None, !changed).await;
         self.settings = settings;
+        self.versions.stale();
         if changed {
             self.change_to(load, scheduler).await;
         }

@@ -91,8 +91,10 @@ pub(crate) enum Purpose {
     Prompts,
     /// Values of profiles, operators' requests, births of others.
     Besides,
-    /// What the boards of a fleet tell and hand each other, or the subscription that they share.
+    /// What the boards of a fleet tell each other, or the subscription that they share.
     Fleet,
+    /// What other boards hand on.
+    Hops,
 }
 
 /// What the door wants of a connection.

@@ -19,7 +19,7 @@ use super::client::{
     Trouble, Welcome,
 };
 use super::link::{End, Event};
-use super::message::{Delivery, Message, Publication};
+use super::message::{Delivery, Message, Publication, Word};
 use super::packet::{
     self, Broken, Connack, Connect, Decoder, Packet, Received, Subscription, Unwritable, Version,
     Will,
@@ -433,6 +433,12 @@ async fn write(
 /// A message in the door's words.
 fn message(received: Received, epoch: u64) -> Message {
     let properties = received.properties;
+    let mut user = properties.user;
+    // The first of a name counts.
+    let mut value = |name: &str| {
+        let at = user.iter().position(|(other, _)| other == name)?;
+        Some(user.remove(at).1)
+    };
     Message {
         topic: received.topic,
         payload: received.payload,
@@ -443,10 +449,7 @@ fn message(received: Received, epoch: u64) -> Message {
         correlation: properties.correlation,
         content_type: properties.content_type,
         expiry: properties.expiry,
-        client: properties
-            .user
-            .into_iter()
-            .find(|(name, _)| name == "client")
-            .map(|(_, client)| client),
+        client: value("client").map(String::into_boxed_str),
+        word: value("took").map(Word::Took).or_else(|| value("hop").map(Word::Hop)).map(Box::new),
     }
 }

@@ -85,6 +85,7 @@ pub(crate) async fn run(
             Some((number, report)) = door.reports.1.recv() => door.report(number, report, Instant::now()),
             Some(ended) = door.tasks.join_next_with_id(), if !door.tasks.is_empty() => door.task_ended(ended, Instant::now()),
             Ok(()) = door.status.changed() => door.status_dirty = true,
+            Ok(()) = door.facts.versions.changed() => door.status_dirty = true,
             () = policies.changed() => door.policy_changed(),
             news = door.shelf.news() => door.recorded(news, Instant::now()),
             () = tokio::time::sleep_until(wake) => {}
@@ -299,7 +300,9 @@ impl Door {
             self.publish_health(now);
         }
         self.send_waiting(now);
-        self.acknowledge_waiting();
+        if self.acknowledge_waiting(now) {
+            self.send_waiting(now);
+        }
     }
 
     /// The status is published at most this often.
@@ -317,7 +320,7 @@ impl Door {
             Event::Up { epoch, client, welcome } => self.up(epoch, client, &welcome),
             Event::Subscribed(Purpose::Prompts, result) => self.subscribed(result, now),
             Event::Subscribed(Purpose::Besides, result) => self.listens_besides(result),
-            Event::Subscribed(Purpose::Fleet, result) => self.hears_fleet(result),
+            Event::Subscribed(Purpose::Fleet | Purpose::Hops, result) => self.hears_fleet(result),
             Event::Message(message) => self.message(&message, now),
             Event::Useless { packet } => {
                 let epoch = self.connection.as_ref().map(|connection| connection.epoch);
@@ -431,6 +434,7 @@ impl Door {
     /// A connection is gone, and with it what its numbers mean.
     pub(super) fn forget_acks(&mut self, epoch: u64) {
         self.acks.retain(|ack| ack.epoch != epoch);
+        self.fleet.iter_mut().for_each(|fleet| fleet.forget_words(epoch));
     }
 
     /// What is not kept any more is not recorded any more.
@@ -454,19 +458,23 @@ impl Door {
         }
     }
 
-    fn acknowledge_waiting(&mut self) {
+    /// Acknowledges what is done with. Returns whether another board is to be told of it.
+    fn acknowledge_waiting(&mut self, now: Instant) -> bool {
+        let mut says = false;
         while let Some(ack) = self.acks.front().copied() {
             let own = self.connection.as_ref().filter(|own| own.epoch == ack.epoch);
             let fleet = self.fleet.as_ref().and_then(|fleet| fleet.client(ack.epoch));
             // What came on a connection that is gone comes again.
-            if let Some(client) = own.map(|own| &own.client).or(fleet)
-                && client.acknowledge(ack.packet).is_err()
-            {
-                return;
+            let client = own.map(|own| &own.client).or(fleet);
+            if client.is_some_and(|client| client.acknowledge(ack.packet).is_err()) {
+                break;
             }
+            let is_up = client.is_some();
             self.acks.pop_front();
             self.fleet.iter_mut().for_each(|fleet| fleet.acknowledged(ack));
+            says |= is_up && self.say_safe(ack, now);
         }
+        says
     }
 
     fn send_waiting(&mut self, now: Instant) {

@@ -22,7 +22,9 @@ impl Door {
         self.leaving = true;
         if timeout(
             FLUSH,
-            self.flush(events, |door| door.prompts.is_empty() && door.outbox.is_empty()),
+            self.flush(events, |door| {
+                door.prompts.is_empty() && door.outbox.is_empty() && !door.hands_on()
+            }),
         )
         .await
         .is_err()

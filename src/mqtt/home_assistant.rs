@@ -24,6 +24,8 @@ pub(crate) struct Device<'a> {
     pub(crate) model: Option<&'a str>,
     /// Whether operators may ask over MQTT.
     pub(crate) admin: bool,
+    /// Whether the model is one of those that the board keeps, with versions.
+    pub(crate) updates: bool,
 }
 
 impl Device<'_> {
@@ -87,7 +89,7 @@ impl Device<'_> {
             "device_class": "temperature", "state_class": "measurement", "unit_of_measurement": "°C",
             "suggested_display_precision": 0,
         });
-        vec![
+        let mut sensors = vec![
             ("state", sensor(&status, "State", "state", states)),
             ("queue", sensor(&status, "Queue", "queue.waiting", count("mdi:tray-full", "prompts"))),
             (
@@ -113,7 +115,16 @@ impl Device<'_> {
                 ),
             ),
             ("temperature", sensor(&health, "Temperature", "board.temperature", celsius)),
-        ]
+        ];
+        if self.updates {
+            // No operation over MQTT changes the model (`promptd model use` does, after a trial), so nothing is installed here.
+            let update = json!({
+                "platform": "update", "name": "Model update", "icon": "mdi:chip", "entity_category": "diagnostic",
+                "state_topic": self.topics.info(), "value_template": "{{ value_json.model_update | to_json }}",
+            });
+            sensors.push(("model_update", update));
+        }
+        sensors
     }
 
     /// What is done with it: ways to ask, the last answer, buttons.
@@ -180,6 +191,7 @@ mod tests {
             version: "1.2.3",
             model: Some("m"),
             admin: false,
+            updates: false,
         };
         assert_eq!(device.topic("homeassistant"), "homeassistant/device/promptd-kitchen/config");
         let message = device.message();
@@ -191,6 +203,13 @@ mod tests {
             operated["components"]["unload"]["command_topic"],
             "promptd/kitchen/request/unload"
         );
+        assert_eq!(
+            message["components"]["model_update"],
+            Value::Null,
+            "only of models with versions"
+        );
+        let kept = Device { updates: true, ..device }.message();
+        assert_eq!(kept["components"]["model_update"]["state_topic"], "promptd/kitchen/info");
         for (name, entity) in message["components"].as_object().unwrap() {
             assert_eq!(entity["unique_id"], format!("promptd-kitchen-{name}"));
         }
@@ -200,7 +219,15 @@ mod tests {
     fn names_that_home_assistant_does_not_take() {
         let topics = Topics::new("promptd", "küche").unwrap();
         let of = |node| {
-            Device { topics: &topics, node, version: "1", model: None, admin: false }.object_id()
+            let device = Device {
+                topics: &topics,
+                node,
+                version: "1",
+                model: None,
+                admin: false,
+                updates: false,
+            };
+            device.object_id()
         };
         assert!(of("küche").starts_with("promptd-k_che-"));
         assert_ne!(of("küche"), of("köche"));

@@ -44,7 +44,7 @@ impl Door {
         if self.facts.policies.readings().note(&message.topic, &message.payload, now) {
             return self.acknowledge(message.delivery);
         }
-        if self.peer(message, now) {
+        if self.peer(message, now) || self.took(message, now) {
             return self.acknowledge(message.delivery);
         }
         let topics = self.topics.clone();

@@ -28,12 +28,23 @@ pub(crate) struct Message {
     /// After this time nobody wants the message any more.
     pub(crate) expiry: Option<Duration>,
     /// The name the publisher goes by: the user property `client`.
-    pub(crate) client: Option<String>,
+    pub(crate) client: Option<Box<str>>,
+    /// What one board of a fleet says to another with it.
+    pub(crate) word: Option<Box<Word>>,
+}
+
+/// What one board of a fleet says to another, as a user property.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// `hop`: who hands this on, and its word for it: `<node>/<word>`.
+    Hop(String),
+    /// `took`: the board that publishes this has what was handed on with this word.
+    Took(String),
 }
 
 /// A message that the broker waits to have acknowledged. Packet numbers mean something only on the connection they
 /// came on: the next connection uses them anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Delivery {
     /// Which connection, counted from 1.
     pub(crate) epoch: u64,

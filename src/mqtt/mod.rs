@@ -63,7 +63,7 @@ use crate::board::Board;
 use crate::control::Control;
 use crate::record::Record;
 use crate::scheduler::Scheduler;
-use crate::wire::{Broker, Limits, Policies};
+use crate::wire::{Broker, Limits, ModelVersions, Policies};
 
 /// The most bytes of the name of a shared subscription: as many as a node's.
 const MAX_GROUP_BYTES: usize = 64;
@@ -245,6 +245,8 @@ pub struct Facts {
     pub record: Option<Record>,
     /// What the health is read from.
     pub board: Board,
+    /// Which of the kept models is in use and which came last; `None`: the configuration names another.
+    pub versions: watch::Receiver<Option<ModelVersions>>,
 }
 
 /// Serves prompts from the broker until `shutdown` is true or its sender is gone, then says goodbye and returns, within

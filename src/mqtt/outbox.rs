@@ -24,6 +24,8 @@ pub(crate) enum Owner {
     Answer(u64),
     /// A prompt that is handed on to another board; the number is the ledger's.
     Handed(u64),
+    /// The word to another board that what it handed on is safe here.
+    Word,
     /// A retained state: only the newest of a topic matters.
     State,
 }
@@ -193,6 +195,12 @@ impl Outbox {
         expired
     }
 
+    /// Nobody wants this message any more: it goes with the next [`Outbox::expire`], or when the broker has it.
+    pub(crate) fn unwanted(&mut self, owner: &Owner, now: Instant) {
+        let own = self.slots.iter_mut().filter(|slot| slot.owner == *owner);
+        own.for_each(|slot| slot.until = Some(now));
+    }
+
     /// When [`Outbox::expire`] has something to do.
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
         self.slots.iter().filter(|slot| slot.waiting).filter_map(|slot| slot.until).min()
@@ -331,5 +339,8 @@ mod tests {
         outbox.connected(1, BIG);
         pump(&mut outbox);
         assert!(outbox.expire(later).is_empty(), "what is on its way cannot be called back");
+        outbox.push(Owner::Handed(3), publication("c", 1), None);
+        outbox.unwanted(&Owner::Handed(3), later);
+        assert_eq!(outbox.expire(later), [Done { owner: Owner::Handed(3), topic: "c".into() }]);
     }
 }

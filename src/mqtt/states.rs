@@ -49,6 +49,7 @@ impl Door {
             version: &self.facts.version,
             model: status.model.as_ref().map(|model| model.name.as_str()),
             admin: self.facts.control.is_some(),
+            updates: self.facts.versions.borrow().is_some(),
         };
         let (topic, text) = (device.topic(prefix), device.message().to_string());
         if self.discovery.last.as_ref() != Some(&text) {
@@ -81,6 +82,7 @@ impl Door {
             node: &self.node,
             mqtt: mqtt.as_str(),
             model: model.map(|model| model.name.as_str()),
+            model_update: self.facts.versions.borrow().clone(),
             profiles: policy.profiles.names().collect(),
             limits: InfoLimits {
                 payload_bytes: limits.payload_bytes,

@@ -71,14 +71,23 @@ impl Topics {
         Ok(Topics { base: base.to_owned(), root: format!("{base}/{node}") })
     }
 
+    fn node(&self) -> &str {
+        self.root.get(self.base.len() + 1..).unwrap_or_default()
+    }
+
     /// What promptd subscribes to. `ask/#` matches `ask` itself too (MQTT 5, 4.7.1.2).
     pub(crate) fn subscriptions(&self) -> [String; 2] {
         [format!("{}/ask/#", self.root), self.cancel()]
     }
 
-    /// What a board of a fleet subscribes to besides: what others hand on to it, and cancels for all boards.
-    pub(crate) fn fleet_subscriptions(&self) -> [String; 2] {
-        [format!("{}/hop/#", self.root), format!("{}/{ANY}/cancel", self.base)]
+    /// Where prompts are stopped on whichever board has them.
+    pub(crate) fn cancel_any(&self) -> String {
+        format!("{}/{ANY}/cancel", self.base)
+    }
+
+    /// What a board of a fleet subscribes to for what others hand on to it. `hop/#` matches `hop` itself too.
+    pub(crate) fn hops(&self, node: &str) -> String {
+        format!("{}/{node}/hop/#", self.base)
     }
 
     /// The shared subscription of a fleet (MQTT 5, 4.8.2; mosquitto and others have it in 3.1.1 as well).
@@ -95,8 +104,7 @@ impl Topics {
     pub(crate) fn peer<'a>(&self, topic: &'a str) -> Option<(&'a str, &'a str)> {
         let rest = topic.strip_prefix(self.base.as_str())?.strip_prefix('/')?;
         let (node, what) = rest.split_once('/')?;
-        let other = self.root.strip_prefix(self.base.as_str())?.strip_prefix('/') != Some(node);
-        (other && matches!(what, "status" | "availability")).then_some((node, what))
+        (node != self.node() && matches!(what, "status" | "availability")).then_some((node, what))
     }
 
     /// Where a prompt is handed on to another board.
@@ -105,6 +113,14 @@ impl Topics {
             Some(profile) => format!("{}/{node}/hop/{profile}", self.base),
             None => format!("{}/{node}/hop", self.base),
         }
+    }
+
+    /// Whether it is a topic on which boards hand each other prompts.
+    pub(crate) fn is_hop(&self, topic: &str) -> bool {
+        let beneath =
+            topic.strip_prefix(self.base.as_str()).and_then(|rest| rest.strip_prefix('/'));
+        let rest = beneath.and_then(|beneath| beneath.split_once('/')).map(|(_, rest)| rest);
+        rest.is_some_and(|rest| behind(rest, "hop").is_some())
     }
 
     /// What a message on this topic is; `None` where promptd has nothing to do with it.
@@ -116,7 +132,12 @@ impl Topics {
                 rest => behind(rest, "ask").map(|behind| Inbound::Shared(profile(behind))),
             };
         }
-        let rest = topic.strip_prefix(self.root.as_str())?.strip_prefix('/')?;
+        let (node, rest) = beneath.split_once('/')?;
+        if node != self.node() {
+            // Nobody else's topics are subscribed to; this lay in the session of a board that is gone, and whoever has taken
+            // that over may hand it on again.
+            return behind(rest, "hop").map(|behind| Inbound::Shared(profile(behind)));
+        }
         if rest == "cancel" {
             return Some(Inbound::Cancel);
         }
@@ -313,11 +334,22 @@ mod tests {
             ("promptd/n", None),
             ("promptd/nn/ask", None),
             ("promptd/m/ask", None),
+            ("promptd/any/ask", Some(Inbound::Shared(None))),
+            ("promptd/any/ask/lights", Some(Inbound::Shared(Some("lights")))),
+            ("promptd/any/cancel", Some(Inbound::Cancel)),
+            ("promptd/n/hop", Some(Inbound::Handed(None))),
+            ("promptd/n/hop/lights", Some(Inbound::Handed(Some("lights")))),
+            ("promptd/m/hop", Some(Inbound::Shared(None))),
+            ("promptd/m/hop/lights", Some(Inbound::Shared(Some("lights")))),
+            ("promptd/m/hops", None),
+            ("promptd/m/cancel", None),
+            ("promptd/m/request/unload", None),
             ("other/n/ask", None),
             ("", None),
         ];
         for (topic, want) in table {
             assert_eq!(topics().parse(topic), want, "{topic}");
+            assert_eq!(topics().is_hop(topic), topic.contains("/hop") && !topic.contains("/hops"));
         }
     }
 

@@ -133,6 +133,19 @@ impl Store {
         Ok(models)
     }
 
+    /// Of the kept models of this name, the one that came last. What cannot be read counts as not there.
+    pub fn newest(&self, name: &str) -> Option<ModelName> {
+        let entries = std::fs::read_dir(&self.root).ok()?.take(MAX_ENTRIES).flatten();
+        let models = entries.filter_map(|entry| {
+            let model = entry.file_name().to_str()?.parse::<ModelName>().ok()?;
+            let data =
+                entry.metadata().ok().filter(|data| data.is_dir() && model.name() == name)?;
+            // A folder is changed by whoever looks after it, but made once; not every file system knows when.
+            Some((data.created().or_else(|_| data.modified()).ok()?, model))
+        });
+        models.max().map(|(_, model)| model)
+    }
+
     /// The model that somebody means: `current`, `previous`, a name, or a name and how its revision begins.
     ///
     /// # Errors

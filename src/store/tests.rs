@@ -254,3 +254,20 @@ fn two_at_a_time_are_one_too_many() {
     drop(lock);
     bench.store.lock().unwrap();
 }
+
+#[test]
+fn the_model_of_a_name_that_came_last() {
+    let bench = bench();
+    assert_eq!(bench.store.newest("demo"), None);
+    // Revisions have no order; the clock of the file system has one, in steps of some milliseconds.
+    for revision in ["b", "c", "a"] {
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        bench.import(revision);
+        assert_eq!(bench.store.newest("demo"), Some(name(&format!("demo@{revision}"))));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    std::fs::create_dir(bench.store.root().join("other@z")).unwrap();
+    std::fs::write(bench.store.folder(&name("demo@b")).join("note"), "").unwrap();
+    assert_eq!(bench.store.newest("demo"), Some(name("demo@a")));
+    assert_eq!(bench.store.newest("dem"), None);
+}

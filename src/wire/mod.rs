@@ -49,6 +49,7 @@ pub use limits::Limits;
 pub(crate) use logprobs::{chat as chat_logprobs, completion as completion_logprobs};
 pub use names::check_id;
 pub use ollama::{OllamaAsked, parse_ollama_chat, parse_ollama_generate};
+pub use payload::ModelVersions;
 pub use policy::{Policies, Policy};
 pub use profile::{Profile, Profiles};
 pub use readings::{ContextTopic, Readings};

@@ -286,9 +286,23 @@ pub(crate) struct Info<'a> {
     pub(crate) mqtt: &'static str,
     /// The model's name, once it is known.
     pub(crate) model: Option<&'a str>,
+    /// Which of the kept models is in use and which came last, where the configuration says `model.path = "current"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) model_update: Option<ModelVersions>,
     /// The profiles that `ask/<profile>` may name.
     pub(crate) profiles: Vec<&'a str>,
     pub(crate) limits: InfoLimits,
+}
+
+/// Which of the models that the board keeps is in use, and which of the same name came last. Home Assistant's names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct ModelVersions {
+    /// What the model is called.
+    pub title: String,
+    /// `name@revision` of the one in use.
+    pub installed_version: String,
+    /// `name@revision` of the one that came last.
+    pub latest_version: String,
 }
 
 /// How much at most.
@@ -429,6 +443,8 @@ struct StatusFleet {
     peers: usize,
     /// Prompts that were handed on since the service began.
     handed: u64,
+    /// Whether it says so when what others handed to it is safe here.
+    confirms: bool,
 }
 
 /// What runs.

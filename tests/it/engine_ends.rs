@@ -14,7 +14,8 @@ use crate::support::{PATIENCE, http, wait_for};
 
 /// Asks for a stream, lets something befall the engine in its middle, and gives the whole text and how it ended.
 fn befallen(service: &Service, body: &Value, what: impl FnOnce(u32)) -> (String, Option<String>) {
-    let engine = service.engine_pid().expect("an engine");
+    // Where the answer before was quicker than its engine's end, the next engine is only just begun.
+    let engine = wait_for("an engine", || service.engine_pid());
     let mut events = http::stream(&service.socket(), "/v1/completions", body);
     let mut text = String::new();
     // As many steps as the supervisor wants to see before it believes its measure of the speed.

@@ -67,6 +67,8 @@ mod mqtt;
 #[cfg(test)]
 mod mqtt_brokers;
 #[cfg(test)]
+mod mqtt_cluster;
+#[cfg(test)]
 mod mqtt_faults;
 #[cfg(test)]
 mod mqtt_fleet;

@@ -54,6 +54,8 @@ fn every_layout_answers_alike() {
         ("transformers-js", "stories260k-plain-fp32.jsonl"),
         ("logits-to-keep", "stories260k-plain-fp32.jsonl"),
         ("optimum-merged", "stories260k-plain-fp32.jsonl"),
+        ("optimum-with-past", "stories260k-plain-fp32.jsonl"),
+        ("int4-zero-points", "stories260k-genai-int4.jsonl"),
     ] {
         println!("{name}: {} answers", answers(&root.join(name), golden));
     }

@@ -172,9 +172,27 @@ async fn home_assistant_is_told_of_the_board_and_again_when_it_starts() {
     assert!(told.retain);
     let device: Value = serde_json::from_slice(&told.payload).unwrap();
     assert_eq!(device["availability_topic"], "promptd/n/availability");
-    // `make test-homeassistant` holds it to Home Assistant's own schema.
+    assert_eq!(device["components"]["model_update"], Value::Null, "a model without versions");
+    // As soon as it has versions there is an entity for them, and what it reads.
+    board.tell_versions.send_replace(Some(wire::ModelVersions {
+        title: "m".to_owned(),
+        installed_version: "m@1".to_owned(),
+        latest_version: "m@2".to_owned(),
+    }));
+    let told = later.next().await;
+    let device: Value = serde_json::from_slice(&told.payload).unwrap();
+    let update = &device["components"]["model_update"];
+    assert_eq!((&update["platform"], &update["command_topic"]), (&json!("update"), &Value::Null));
+    let mut reader =
+        Client::connect(broker.port, "reader", &[update["state_topic"].as_str().unwrap()], false)
+            .await;
+    let info = reader.next().await.payload;
+    let update = serde_json::from_slice::<Value>(&info).unwrap()["model_update"].take();
+    assert_eq!(update, json!({"title": "m", "installed_version": "m@1", "latest_version": "m@2"}));
+    // `make test-homeassistant` holds them to Home Assistant's own schemas.
     if let Some(file) = std::env::var_os("PROMPTD_TEST_DISCOVERY") {
-        std::fs::write(file, &told.payload).unwrap();
+        std::fs::write(&file, &told.payload).unwrap();
+        std::fs::write(PathBuf::from(file).with_extension("info.json"), &info).unwrap();
     }
     let status = later.sender.publish("homeassistant/status", QoS::AtLeastOnce, false, "online");
     status.await.unwrap();

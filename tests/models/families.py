@@ -37,6 +37,10 @@ SHAPES = {
     "llama2-13b": dict(type="llama", shape=(5120, 13824, 40, 40, 32000, 4096)),
     "llama2-70b": dict(type="llama", shape=(8192, 28672, 64, 8, 32000, 4096)),
     "llama3.2-1b": dict(type="llama", shape=(2048, 8192, 32, 8, 128256, 8192), theta=500000.0),
+    # What exporters may do otherwise, on the smallest of the shapes: keys and values in 8 and in 4 bits, weights with zero points.
+    "llama3.2-1b-kv8": dict(type="llama", shape=(2048, 8192, 32, 8, 128256, 8192), theta=500000.0, kv_bits=8),
+    "llama3.2-1b-kv4": dict(type="llama", shape=(2048, 8192, 32, 8, 128256, 8192), theta=500000.0, kv_bits=4),
+    "llama3.2-1b-zero-points": dict(type="llama", shape=(2048, 8192, 32, 8, 128256, 8192), theta=500000.0, zero_points=True),
     "llama3.1-8b": dict(type="llama", shape=(4096, 14336, 32, 8, 128256, 8192), theta=500000.0),
     "mistral-7b": dict(type="mistral", shape=(4096, 14336, 32, 8, 32768, 4096), window=4096),
     "qwen2.5-7b": dict(type="qwen2", shape=(3584, 18944, 28, 4, 152064, 4096), theta=1e6, bias=True),
@@ -53,7 +57,8 @@ SHAPES = {
 class Graph:
     """A graph whose weights go to a file of their own as they are made."""
 
-    def __init__(self, folder, seed):
+    def __init__(self, folder, seed, zero_points=False):
+        self.zero_points = zero_points
         self.folder, self.rng = folder, np.random.default_rng(seed)
         self.data, self.at = open(folder / "model.onnx.data", "wb"), 0
         self.nodes, self.weights, self.constants = [], [], {}
@@ -95,6 +100,9 @@ class Graph:
     def linear(self, name, x, columns, rows, block=32, accuracy=4, output=None):
         packed, scales = self.int4(name, rows, columns, block, columns**-0.5)
         inputs = [x, self.weight(f"{name}.q", packed), self.weight(f"{name}.s", scales)]
+        if self.zero_points:  # two of 6 to 10 in a byte, a row's last one padded
+            pairs = self.rng.integers(6, 11, (2, rows, (columns // block + 1) // 2), dtype=np.uint8)
+            inputs.append(self.weight(f"{name}.z", pairs[0] | pairs[1] << 4))
         return self.add("MatMulNBits", inputs, [output or f"{name}.out"], MS, K=columns, N=rows, bits=4,
                         block_size=block, accuracy_level=accuracy)
 
@@ -116,24 +124,30 @@ def T_of(name, array):
     return tensor
 
 
-def ports(g, heads, head, vocab, with_positions=False):
+def ports(g, heads, head, vocab, with_positions=False, kv_bits=32):
     info = helper.make_tensor_value_info
     g.inputs += [info("input_ids", T.INT64, ["batch", "sequence"]), info("attention_mask", T.INT64, ["batch", "total"])]
     if with_positions:
         g.inputs.append(info("position_ids", T.INT64, ["batch", "sequence"]))
     g.outputs.append(info("logits", T.FLOAT, ["batch", "sequence", vocab]))
+    kind, width = {32: (T.FLOAT, head), 8: (T.INT8, head), 4: (T.UINT8, head // 2)}[kv_bits]
     for layer in range(LAYERS):
         for part in ("key", "value"):
-            g.inputs.append(info(f"past_key_values.{layer}.{part}", T.FLOAT, ["batch", heads, "past", head]))
-            g.outputs.append(info(f"present.{layer}.{part}", T.FLOAT, ["batch", heads, "total", head]))
+            g.inputs.append(info(f"past_key_values.{layer}.{part}", kind, ["batch", heads, "past", width]))
+            g.outputs.append(info(f"present.{layer}.{part}", kind, ["batch", heads, "total", width]))
 
 
 def write_llama_like(folder, o):
     """As onnxruntime-genai's builder writes int4 models for the CPU."""
     hidden, inter, heads, kv_heads, vocab, context = o["shape"]
     head = o.get("head", 128 if o.get("head_norm") else hidden // heads)
-    g = Graph(folder, 7)
-    ports(g, kv_heads, head, vocab)
+    g = Graph(folder, 7, o.get("zero_points"))
+    bits = o.get("kv_bits", 32)
+    ports(g, kv_heads, head, vocab, kv_bits=bits)
+    # One scale for all: four standard deviations on both sides. Position ids, bias and sinks in front of it are left out.
+    scale = g.const([4 / (2 ** (bits - 1) - 1)], np.float32)
+    scales_of_cache = [] if bits == 32 else ["", "", "", scale, scale]
+    quantized = {} if bits == 32 else dict(k_quant_type="PER_TENSOR", v_quant_type="PER_TENSOR", kv_cache_bit_width=bits)
     total = g.add("ReduceSum", ["attention_mask", g.const([1])], keepdims=0)
     seqlens = g.add("Cast", [g.add("Sub", [total, g.const([1])])], to=T.INT32)
     length = g.add("Cast", [g.add("Gather", [g.add("Shape", ["attention_mask"]), g.const(1)], axis=0)], to=T.INT32)
@@ -176,10 +190,10 @@ def write_llama_like(folder, o):
             q, k = head_norm(f"{at}.q.norm", q, heads), head_norm(f"{at}.k.norm", k, kv_heads)
         attended = g.add("GroupQueryAttention",
                          [q, k, v, f"past_key_values.{layer}.key", f"past_key_values.{layer}.value", seqlens, length,
-                          "cos_cache", "sin_cache"],
+                          "cos_cache", "sin_cache", *scales_of_cache],
                          [f"{at}.attended", f"present.{layer}.key", f"present.{layer}.value"], MS, num_heads=heads,
                          kv_num_heads=kv_heads, scale=head**-0.5, local_window_size=o.get("window", -1), do_rotary=1,
-                         rotary_interleaved=0)[0]
+                         rotary_interleaved=0, **quantized)[0]
         delta = g.linear(f"{at}.o", attended, heads * head, hidden)
         normed, x = norm(f"{at}.norm2", x, delta)
         if o.get("fused"):
@@ -298,10 +312,12 @@ class Reference:
         options.intra_op_num_threads = threads
         self.session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
         self.inputs = {port.name: port.shape for port in self.session.get_inputs()}
+        kinds = {"tensor(float)": np.float32, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
+        self.kinds = {port.name: kinds.get(port.type) for port in self.session.get_inputs()}
 
     def answer(self, prompt, count):
         """The past is what the last step gave: grown by the graph, with GroupQueryAttention as well."""
-        past = {name: np.zeros((1, shape[1], 0, shape[3]), np.float32)
+        past = {name: np.zeros((1, shape[1], 0, shape[3]), self.kinds[name])
                 for name, shape in self.inputs.items() if name.startswith("past_")}
         ids, new, length = [], list(prompt), 0
         for _ in range(count):

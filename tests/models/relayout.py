@@ -1,9 +1,9 @@
 """Writes small trained models in the other layouts that promptd reads, and a damaged or foreign one where a refusal is tested.
 
-    relayout.py GENAI_FOLDER PLAIN_FOLDER OUT
+    relayout.py GENAI_FOLDER PLAIN_FOLDER INT4_FOLDER OUT
 
 GENAI_FOLDER is an onnxruntime-genai folder with GroupQueryAttention, PLAIN_FOLDER an Optimum-like one without contrib
-operators, both of the same model. OUT gets a folder for each layout. Values are kept, so the answers have to be the same.
+operators, INT4_FOLDER as the first with weights in four bits without zero points, all of the same model. OUT gets a folder for each layout. Values are kept, so the answers have to be the same.
 """
 import copy
 import json
@@ -108,6 +108,41 @@ def transformers_js(plain, out):
     (out / "onnx" / "model_fp16.onnx").write_bytes(b"nobody opens this one")
 
 
+def with_past_alone(plain, out):
+    """The name that Optimum gave to the graph for later steps, beside no other."""
+    write(load(plain), out, "decoder_with_past_model.onnx", "decoder_with_past_model.onnx_data", plain)
+
+
+def zero_points(genai, out):
+    """A zero point for each block: where the codes leave room, codes and zero point are one more or one less than they were."""
+    model = load(genai)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    moved = 0
+    for node in model.graph.node:
+        if node.op_type != "MatMulNBits":
+            continue
+        assert len(node.input) == 3 or not node.input[3], "it has zero points already"
+        tensor = weights[node.input[1]]
+        packed = numpy_helper.to_array(tensor)  # [rows, blocks, bytes]
+        codes = np.stack([packed & 15, packed >> 4], axis=-1).astype(np.int8)
+        least, most = codes.min(axis=(2, 3)), codes.max(axis=(2, 3))
+        by = np.where(most < 15, 1, np.where(least > 0, -1, 0)).astype(np.int8)
+        moved += np.count_nonzero(by)
+        codes = (codes + by[:, :, None, None]).astype(np.uint8)
+        tensor.CopyFrom(numpy_helper.from_array(codes[..., 0] | codes[..., 1] << 4, tensor.name))
+        points = (8 + by).astype(np.uint8)
+        points = np.pad(points, ((0, 0), (0, points.shape[1] % 2)), constant_values=8)
+        name = f"{tensor.name}.zero_points"
+        flat = (points[:, 0::2] | points[:, 1::2] << 4).reshape(-1)
+        shape = packed.shape[:1] + (-1,)
+        model.graph.initializer.append(numpy_helper.from_array(flat.reshape(shape), name))
+        del node.input[3:]
+        node.input.append(name)
+    assert moved, "no block leaves room"
+    write(model, out, "model.onnx", "model.onnx.data", genai)
+    shutil.copy(genai / "genai_config.json", out)
+
+
 def logits_to_keep(plain, out):
     """Newer exports ask of how many tokens logits are wanted."""
     model = load(plain)
@@ -192,7 +227,7 @@ def foreign(plain, out):
 
 
 def main():
-    genai, plain, out = map(Path, sys.argv[1:4])
+    genai, plain, int4, out = map(Path, sys.argv[1:5])
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     renamed(genai, out / "genai-renamed")
@@ -202,6 +237,8 @@ def main():
     transformers_js(plain, out / "transformers-js")
     logits_to_keep(plain, out / "logits-to-keep")
     merged(plain, out / "optimum-merged")
+    with_past_alone(plain, out / "optimum-with-past")
+    zero_points(int4, out / "int4-zero-points")
     foreign(plain, out / "foreign")
 
 

@@ -31,6 +31,19 @@ async def main():
         if unknown:
             sys.exit(f"{name}: Home Assistant does not know {unknown}")
 
+    # What the update entity reads: its template makes of `info` what Home Assistant's own schema takes, and two versions that differ
+    # are an update, whatever their revisions look like.
+    update = importlib.import_module("homeassistant.components.mqtt.update")
+    entity = message["components"]["model_update"]
+    assert entity["value_template"] == "{{ value_json.model_update | to_json }}", entity
+    state = json.load(open(sys.argv[1].replace(".json", ".info.json")))["model_update"]
+    versions = update.MQTT_JSON_UPDATE_SCHEMA(state)
+    shown = update.UpdateEntity()
+    for latest in (versions["latest_version"], versions["installed_version"], "m@0", "m@abcdef"):
+        shown._attr_installed_version, shown._attr_latest_version = versions["installed_version"], latest
+        expected = "off" if latest == versions["installed_version"] else "on"
+        assert shown.state == expected, (latest, shown.state)
+
     # A check that cannot fail says nothing.
     broken = {**message, "components": {"x": {"platform": "sensor", "state_topic": "#/x"}}}
     try:

@@ -13,6 +13,7 @@ use crate::mqtt::client::{Client, Options, Purpose, SESSION_EXPIRY_SECONDS};
 use crate::mqtt::door::{Door, chance};
 use crate::mqtt::link::{self, Event};
 use crate::mqtt::message::Delivery;
+use crate::mqtt::packet::Version;
 use crate::wire::Broker;
 
 /// Connections of the door's own line are counted from 1; these have numbers that it never reaches.
@@ -21,6 +22,9 @@ const FIRST_OF_SIDE: u64 = 1 << 40;
 const QUIET: Duration = Duration::from_secs(2);
 /// A session is not held longer than this.
 const HELD: Duration = Duration::from_secs(60);
+/// How long the broker keeps a session that was taken over and given back: what is left in it is fetched again within this
+/// time, and the board itself may be back. It goes to nobody else.
+pub(super) const KEPT_AFTER: Duration = Duration::from_mins(1);
 /// How long the goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -40,12 +44,28 @@ pub(super) struct Side {
     up: Option<(u64, Client)>,
     /// What the broker was asked for last on this connection.
     joined: Option<bool>,
+    /// Whether what others hand on comes here.
+    hears: bool,
+    /// Whether it is MQTT 5, in which others can be told that what they handed on is safe here.
+    confirms: bool,
+}
+
+impl Side {
+    pub(super) fn hears(&self) -> bool {
+        self.hears
+    }
+
+    pub(super) fn confirms(&self) -> bool {
+        self.confirms
+    }
 }
 
 /// The session of a board that is gone.
 #[derive(Debug)]
 pub(super) struct Estate {
     pub(super) node: String,
+    /// How often it was tried before.
+    pub(super) tries: u32,
     number: u64,
     task: Option<JoinHandle<()>>,
     up: Option<(u64, Client)>,
@@ -88,21 +108,21 @@ impl Fleet {
     pub(super) fn join(&mut self, node: &str) {
         let options = self.line(node, FIRST_OF_SIDE);
         let task = self.connect(Line::Shared, options);
-        self.side = Some(Side { task, up: None, joined: None });
+        self.side = Some(Side { task, up: None, joined: None, hears: false, confirms: false });
     }
 
     /// Takes over what the broker has for a board.
-    pub(super) fn inherit(&mut self, node: &str, now: Instant) {
+    pub(super) fn inherit(&mut self, node: &str, tries: u32, now: Instant) {
         self.estates += 1;
         let number = self.estates;
         let options = Options {
-            // What is left after a minute went on to nobody; the board itself may be back.
-            session_seconds: 60,
+            session_seconds: u32::try_from(KEPT_AFTER.as_secs()).unwrap_or(SESSION_EXPIRY_SECONDS),
             ..self.line(node, FIRST_OF_SIDE * (number + 1))
         };
         let task = self.connect(Line::Estate(number), options);
         self.estate = Some(Estate {
             node: node.to_owned(),
+            tries,
             number,
             task: Some(task),
             up: None,
@@ -219,6 +239,8 @@ impl Door {
     /// Something happened on one of the fleet's connections.
     pub(in crate::mqtt) fn fleet_event(&mut self, line: Line, event: Event, now: Instant) {
         let shared = self.fleet.as_ref().map(|fleet| self.topics.shared(&fleet.config.group));
+        let topics = self.topics.clone();
+        let hops = |node: &str| topics.hops(node);
         let (Some(fleet), Some(shared)) = (&mut self.fleet, shared) else { return };
         match event {
             Event::Up { epoch, client, welcome } => {
@@ -227,11 +249,19 @@ impl Door {
                 {
                     estate.last = now;
                     (estate.over, estate.empty) = (!welcome.session, !welcome.session);
-                    if client.unsubscribe(shared).is_err() {
+                    // In MQTT 5 whoever hands something on to this board learns then that nobody is there. 3.1.1 does not
+                    // tell, so there it has to lie in the session until the board is back.
+                    let hops = Some(hops(&estate.node)).filter(|_| welcome.version == Version::V5);
+                    let ended = [Some(shared), hops].into_iter().flatten();
+                    if ended.map(|filter| client.unsubscribe(filter)).any(|ended| ended.is_err()) {
                         error!("a new connection took no end of a subscription; this is a bug");
                     }
                 } else if let Some(side) = &mut fleet.side {
-                    side.joined = None;
+                    (side.joined, side.hears) = (None, false);
+                    side.confirms = welcome.version == Version::V5 && welcome.acknowledges;
+                    if client.subscribe(&[hops(&self.node)], Purpose::Hops).is_err() {
+                        error!("a new connection took no subscription; this is a bug");
+                    }
                 }
                 if let Some(up) = fleet.up(line) {
                     *up = Some((epoch, client));
@@ -242,12 +272,24 @@ impl Door {
                     estate.last = now;
                     estate.owed.extend(message.delivery.map(|delivery| delivery.packet));
                 }
+                if topics.is_hop(&message.topic) {
+                    fleet.owe(&message);
+                }
                 self.message(&message, now);
             }
             Event::Useless { packet } => {
                 let epoch = fleet.up(line).and_then(|up| up.as_ref()).map(|(epoch, _)| *epoch);
                 self.acknowledge(epoch.map(|epoch| Delivery { epoch, packet }));
             }
+            Event::Subscribed(Purpose::Hops, Ok(())) => {
+                fleet.side.iter_mut().for_each(|side| side.hears = true);
+                fleet.be_patient(now);
+            }
+            Event::Subscribed(Purpose::Hops, Err(reason)) => warn!(
+                reason,
+                topic = hops(&self.node),
+                "the broker does not let promptd hear what other boards hand on; its access rules have to allow this user this topic"
+            ),
             Event::Subscribed(_, Err(reason)) => warn!(
                 reason,
                 topic = shared,
@@ -263,6 +305,11 @@ impl Door {
                     && let Some((epoch, _)) = up.take()
                 {
                     self.forget_acks(epoch);
+                }
+                if let (Line::Shared, Some(side)) =
+                    (line, self.fleet.as_mut().and_then(|fleet| fleet.side.as_mut()))
+                {
+                    side.hears = false;
                 }
                 if let (Line::Estate(_), Some(estate)) =
                     (line, self.fleet.as_mut().and_then(|fleet| fleet.estate.as_mut()))

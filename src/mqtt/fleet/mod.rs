@@ -5,48 +5,44 @@
 //! |---|---|
 //! | `peers` | what the others tell of themselves |
 //! | `hand` | handing a prompt on |
+//! | `gone` | boards that are gone, and when what they had is taken over |
 //! | `lines` | the connections besides the door's own: that of the shared subscription, and that of a board that is gone |
 //!
 //! A broker deals the prompts of a shared subscription out in turn, whether a board is busy or not. So a board that has no
 //! free slot hands a prompt on to one that has, once, and one that waits here goes as soon as another board has a free
 //! slot. No board ever leaves the subscription because it is busy: where all were, the broker would drop the prompts.
 //!
-//! The shared subscription has a connection, and with it a session at the broker, of its own. Brokers go on dealing to the
-//! session of a board that is gone, and mosquitto drops what a session has that ends; so another board takes this session
-//! over, ends its subscription, and hands on what is in it.
+//! The shared subscription has a connection, and with it a session at the broker, of its own, and what others hand on comes to
+//! it as well. Brokers go on dealing to the session of a board that is gone, and mosquitto drops what a session has that ends;
+//! so another board takes this session over, ends its subscriptions, and answers or hands on what is in it.
 
+mod gone;
 mod hand;
 mod lines;
 mod peers;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use self::gone::Gone;
 use self::hand::Handing;
 pub(super) use self::hand::{Passable, Via};
 pub(super) use self::lines::Line;
 use self::lines::{Estate, Side};
 use self::peers::{Load, News, Peers, Wanted};
 use super::client::{Options, Purpose};
-use super::door::Door;
+use super::door::{Door, chance};
 use super::ledger::MAX_OPEN;
 use super::link::Event;
-use super::message::Message;
+use super::message::{Delivery, Message};
 use super::seldom::Seldom;
 use crate::scheduler::State;
 
 /// Events of the connections besides the door's own.
 const EVENTS: usize = 16;
-/// A board that is gone for this long has its prompts taken over: shorter than anybody's patience, longer than a quick
-/// restart of a connection.
-const GONE: Duration = Duration::from_secs(1);
-/// Which of the boards takes a session over is thought about again after this long.
-const GONE_AGAIN: Duration = Duration::from_secs(30);
-/// The most boards whose sessions are still to be taken over.
-const MAX_GONE: usize = 256;
 /// A status that says that a slot became free, or that none is, goes out this much later than the one before it. Others
 /// wait for it.
 pub(super) const LOAD_EVERY: Duration = Duration::from_millis(20);
@@ -73,13 +69,15 @@ pub(super) struct Fleet {
     config: FleetConfig,
     base_topic: String,
     peers: Peers,
-    /// Answers of the broker that say that what others hand on is heard, and what they tell.
+    /// Answers of the broker that say that what others tell is heard.
     heard: u8,
     /// What was told last of this board.
     told: Load,
     told_peers: usize,
     /// Prompts on their way to other boards, by the ledger's number.
     handing: BTreeMap<u64, Handing>,
+    /// What was handed to this board and is not acknowledged: who is told when it is safe here, and by which word.
+    words: BTreeMap<Delivery, (String, String)>,
     /// Prompts that other boards have now.
     handed: u64,
     options: Options,
@@ -91,7 +89,7 @@ pub(super) struct Fleet {
     estates: u64,
     /// When what waits here is looked at again.
     relieve_at: Option<Instant>,
-    gone: VecDeque<(String, Instant)>,
+    gone: Gone,
     said_full: Seldom,
 }
 
@@ -111,6 +109,7 @@ impl Fleet {
             told: Load::default(),
             told_peers: 0,
             handing: BTreeMap::new(),
+            words: BTreeMap::new(),
             handed: 0,
             options,
             events: mpsc::channel(EVENTS),
@@ -118,7 +117,7 @@ impl Fleet {
             estate: None,
             estates: 0,
             relieve_at: None,
-            gone: VecDeque::new(),
+            gone: Gone::default(),
             said_full: Seldom::default(),
         };
         fleet.join(node);
@@ -134,7 +133,7 @@ impl Fleet {
     }
 
     fn hears(&self) -> bool {
-        self.heard >= 2
+        self.heard >= 2 && self.side.as_ref().is_some_and(Side::hears)
     }
 
     /// What stands in the status.
@@ -142,15 +141,17 @@ impl Fleet {
         let Load { idle, room, places, waiting } = self.told;
         serde_json::json!({
             "group": self.config.group, "idle": idle, "room": room, "places": places, "waiting": waiting,
-            "peers": self.told_peers, "handed": self.handed,
+            "peers": self.told_peers, "handed": self.handed, "confirms": self.side.as_ref().is_some_and(Side::confirms),
         })
     }
 
     /// When something has to be done that nothing else brings about.
     pub(super) fn wake(&self) -> Option<Instant> {
         let estate = self.estate.as_ref().map(Estate::due);
-        let gone = self.gone.front().filter(|_| self.estate.is_none()).map(|(_, at)| *at);
-        [estate, gone, self.relieve_at].into_iter().flatten().min()
+        let gone = self.gone.next().filter(|_| self.estate.is_none());
+        // While nothing is heard, nothing is overdue.
+        let overdue = self.overdue().filter(|_| self.hears());
+        [estate, gone, overdue, self.relieve_at].into_iter().flatten().min()
     }
 }
 
@@ -159,7 +160,7 @@ impl Door {
     pub(super) fn listen_to_fleet(&mut self) {
         let (Some(fleet), Some(connection)) = (&mut self.fleet, &self.connection) else { return };
         fleet.heard = 0;
-        let hears = connection.client.subscribe(&self.topics.fleet_subscriptions(), Purpose::Fleet);
+        let hears = connection.client.subscribe(&[self.topics.cancel_any()], Purpose::Fleet);
         let told = connection.client.follow(&self.topics.peers(), Purpose::Fleet);
         if hears.is_err() || told.is_err() {
             tracing::error!("a new connection took no subscription; this is a bug");
@@ -172,10 +173,10 @@ impl Door {
         match result {
             Ok(()) => fleet.heard += 1,
             Err(reason) => {
-                let topics = [self.topics.fleet_subscriptions(), self.topics.peers()].concat();
+                let [status, availability] = self.topics.peers();
                 warn!(
                     reason,
-                    topics = topics.join(", "),
+                    topics = [self.topics.cancel_any(), status, availability].join(", "),
                     "the broker does not let promptd hear the other boards of its fleet; its access rules have to allow this user these topics"
                 );
             }
@@ -187,6 +188,8 @@ impl Door {
         if let Some(fleet) = &mut self.fleet {
             fleet.heard = 0;
             fleet.peers.forget();
+            // Who is gone is told anew; until then, one of them may be back.
+            fleet.gone.forget();
         }
     }
 
@@ -198,12 +201,7 @@ impl Door {
         match fleet.peers.note(node, what, &message.payload, now) {
             News::None => {}
             News::Changed => self.relieve(now),
-            News::Gone => {
-                let known = fleet.gone.iter().any(|(known, _)| known == node);
-                if !known && fleet.gone.len() < MAX_GONE {
-                    fleet.gone.push_back((node.to_owned(), now + GONE));
-                }
-            }
+            News::Gone => fleet.gone.note(node, now),
         }
         true
     }
@@ -306,6 +304,7 @@ impl Door {
         if self.fleet.as_ref().is_some_and(|fleet| fleet.relieve_at.is_some_and(|at| at <= now)) {
             self.relieve(now);
         }
+        self.take_back(now);
         let state = self.status.borrow().state.clone();
         let Some(fleet) = &mut self.fleet else { return };
         self.status_dirty |= fleet.told_peers != fleet.peers.count();
@@ -319,26 +318,23 @@ impl Door {
         if let Some(estate) = &fleet.estate
             && estate.is_over(now)
         {
-            let node = estate.node.clone();
+            let (node, tries) = (estate.node.clone(), estate.tries);
             if !fleet.close_estate() {
-                fleet.gone.push_back((node, now + GONE_AGAIN));
+                fleet.gone.again(node, tries, now, chance());
             }
         }
         while fleet.estate.is_none()
-            && let Some((node, at)) = fleet.gone.pop_front()
+            && let Some((node, tries)) = fleet.gone.due(now)
         {
             if fleet.peers.is_online(&node) {
                 continue;
             }
-            if at > now {
-                fleet.gone.push_front((node, at));
-                break;
-            }
-            if fleet.peers.is_first(&self.node) {
+            // Who answers no prompts does not fetch any, unless there is nobody else.
+            if wanted && fleet.peers.is_first(&self.node) {
                 info!(node, "a board is gone; what the broker has for it is taken over");
-                fleet.inherit(&node, now);
+                fleet.inherit(&node, tries, now);
             } else {
-                fleet.gone.push_back((node, now + GONE_AGAIN));
+                fleet.gone.again(node, tries, now, chance());
             }
         }
     }

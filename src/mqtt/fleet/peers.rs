@@ -37,12 +37,16 @@ struct Told {
 #[derive(Deserialize)]
 struct ToldFleet {
     group: String,
+    #[serde(default)]
+    confirms: bool,
     #[serde(flatten)]
     load: Load,
 }
 
 #[derive(Debug, Default)]
 struct Peer {
+    /// Whether it says when what was handed to it is safe there.
+    confirms: bool,
     /// What it told of itself; `None`: it is in no fleet, or in another.
     load: Option<Load>,
     /// Whether it answers prompts at present.
@@ -120,6 +124,7 @@ impl Peers {
             .as_ref()
             .is_some_and(|told| matches!(told.state.as_str(), "ready" | "degraded" | "unloaded"));
         let fleet = told.and_then(|told| told.fleet).filter(|fleet| fleet.group == self.group);
+        peer.confirms = fleet.as_ref().is_some_and(|fleet| fleet.confirms);
         let late = peer.load.is_none() && fleet.is_some() && !peer.online;
         let before = std::mem::replace(&mut peer.load, fleet.map(|fleet| fleet.load));
         // Whatever came there since: it may be what was handed there.
@@ -130,6 +135,11 @@ impl Peers {
         peer.handed.retain(|at| now < *at + KNOWS_AFTER);
         // Of a board that was gone before this one came, the status is known after its absence or before it.
         if late { News::Gone } else { News::Changed }
+    }
+
+    /// Whether this board says when what was handed to it is safe there.
+    pub(in crate::mqtt) fn confirms(&self, node: &str) -> bool {
+        self.known.get(node).is_some_and(|peer| peer.confirms)
     }
 
     /// A prompt is handed to this board.

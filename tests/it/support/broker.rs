@@ -203,6 +203,8 @@ pub(crate) struct Board {
     /// What `promptd status` tells about the broker.
     pub(crate) broker: watch::Receiver<wire::Broker>,
     pub(crate) door: JoinHandle<Result<(), ConfigError>>,
+    /// Which of the kept models is in use and which came last.
+    pub(crate) tell_versions: watch::Sender<Option<wire::ModelVersions>>,
 }
 
 impl Board {
@@ -215,6 +217,7 @@ impl Board {
         let (scheduler, script) = scripted(ready());
         let profiles: Profiles = toml::from_str("[lights]\nchoices = [\"on\", \"off\"]\n").unwrap();
         let (state, broker) = watch::channel(wire::Broker::default());
+        let (tell_versions, versions) = watch::channel(None);
         let facts = Facts {
             version: "1.2.3".to_owned(),
             policies: Policies::fixed(profiles),
@@ -223,10 +226,11 @@ impl Board {
             broker: state,
             record: None,
             board: promptd::board::Board::default(),
+            versions,
         };
         let (stop, stopped) = watch::channel(false);
         let door = tokio::spawn(serve(config, scheduler, facts, stopped));
-        Board { script, stop, broker, door }
+        Board { script, stop, broker, door, tell_versions }
     }
 
     /// The next prompt.

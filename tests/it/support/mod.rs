@@ -3,6 +3,7 @@
 pub(crate) mod broker;
 pub(crate) mod door;
 pub(crate) mod engine;
+pub(crate) mod fleet;
 pub(crate) mod http;
 pub(crate) mod model;
 pub(crate) mod mosquitto;
