@@ -28,8 +28,11 @@ impl Terminal {
     }
 
     pub(crate) fn open(command: &str, variables: &[(&str, &str)]) -> Terminal {
+        // In the shell's place: one that stays (dash) is ended by the Ctrl-C that is meant for the command, and its end is told
+        // instead of the command's.
+        let command = format!("exec {command}");
         let mut script = Command::new("script");
-        script.args(["--quiet", "--return", "--flush", "--command", command, "/dev/null"]);
+        script.args(["--quiet", "--return", "--flush", "--command", &command, "/dev/null"]);
         script.env("TERM", "xterm").env_remove("NO_COLOR").envs(variables.iter().copied());
         script.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = script.spawn().unwrap();
