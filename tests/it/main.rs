@@ -87,6 +87,7 @@ mod prepared;
 #[cfg(test)]
 mod protocol;
 #[cfg(test)]
+mod recipes;
 mod record;
 #[cfg(test)]
 mod record_disk;
