@@ -295,7 +295,11 @@ fn every_line_of_the_document_works() {
         broker.port
     ));
     let service = Service::start(&plan).ready();
-    let seen = document::shell("mosquitto_sub -t promptd/n/availability -C 1 -W 60", home.path(), &service);
+    let seen = document::shell(
+        "mosquitto_sub -t promptd/n/availability -C 1 -W 60",
+        home.path(),
+        &service,
+    );
     assert_eq!(output(seen).1, "online\n");
     let text = std::fs::read_to_string(docs("protocol.md")).unwrap();
     let count = document::run_lines(&text, home.path(), &service);

@@ -50,8 +50,7 @@ fn the_sketch_for_an_esp32_asks_and_switches_its_light() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let stand_ins = of_the_repository("tests/recipes/esp32");
-    let sketch =
-        std::fs::read_to_string(of_the_repository("examples/esp32/ask.ino")).unwrap();
+    let sketch = std::fs::read_to_string(of_the_repository("examples/esp32/ask.ino")).unwrap();
     let here = format!(
         "#define WIFI_NAME \"\"\n#define WIFI_PASSWORD \"\"\n#define BROKER \"127.0.0.1\"\n#define BROKER_PORT {}\n",
         broker.port

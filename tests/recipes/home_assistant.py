@@ -3,16 +3,15 @@
 usage: home_assistant.py AUTOMATIONS.yaml PORT
 """
 import asyncio
+import os
 import sys
 import tempfile
 from types import MappingProxyType
 
 import yaml
-from homeassistant import auth, config_entries, loader
+from homeassistant import auth, bootstrap, config_entries, loader
 from homeassistant.const import __version__
 from homeassistant.core import CoreState, HomeAssistant
-from homeassistant.helpers import area_registry, category_registry, device_registry, entity, entity_registry, floor_registry, issue_registry
-from homeassistant.helpers import label_registry, restore_state, translation
 from homeassistant.setup import async_setup_component
 
 
@@ -22,20 +21,18 @@ async def core(folder):
     hass.config.skip_pip = True
     loader.async_setup(hass)
     hass.config_entries = config_entries.ConfigEntries(hass, {})
+    await bootstrap.async_load_base_functionality(hass)
     hass.auth = await auth.auth_manager_from_config(hass, [], [])
-    entity.async_setup(hass)
-    translation.async_setup(hass)
-    for registry in (area_registry, category_registry, device_registry, entity_registry, floor_registry, issue_registry, label_registry):
-        await registry.async_load(hass)
-    await restore_state.async_load(hass)
     await hass.config_entries.async_initialize()
     hass.set_state(CoreState.running)
     return hass
 
 
-async def main():
+async def main(folder):
     automations, port = yaml.safe_load(open(sys.argv[1], encoding="utf-8")), int(sys.argv[2])
-    hass = await core(tempfile.mkdtemp())
+    # Its MQTT integration reads the file again.
+    open(os.path.join(folder, "configuration.yaml"), "w", encoding="utf-8").close()
+    hass = await core(folder)
     entry = config_entries.ConfigEntry(
         domain="mqtt", data={"broker": "127.0.0.1", "port": port}, options={}, title="broker", source="user", version=1, minor_version=2,
         unique_id=None, discovery_keys=MappingProxyType({}), subentries_data=None)
@@ -61,4 +58,5 @@ async def main():
     await hass.async_stop(force=True)
 
 
-asyncio.run(main())
+with tempfile.TemporaryDirectory() as place:
+    asyncio.run(main(place))
