@@ -125,7 +125,9 @@ fn busy_service(broker: u16, root: &Path) -> Service {
         std::fs::write(thermal.join(name), format!("{text}\n")).unwrap();
     }
     // Longer than a chunk: what begins alike is found in the KV cache again.
-    let rooms: String = (0..24).map(|n| format!("lamp {n} in the long corridor: on\\n")).collect();
+    let rooms: Vec<String> =
+        (0..24).map(|n| format!("lamp {n} in the long corridor: on")).collect();
+    let rooms = rooms.join("\\n");
     let more = format!("[board]\nroot = {root:?}\n[profiles.house]\nsystem = \"{rooms}\"\n");
     let plan = Plan { slots: Some(1), ..Plan::demo() };
     Service::start(&plan.at_broker(broker).with(&more)).ready()
