@@ -88,6 +88,7 @@ mod prepared;
 mod protocol;
 #[cfg(test)]
 mod recipes;
+#[cfg(test)]
 mod record;
 #[cfg(test)]
 mod record_disk;

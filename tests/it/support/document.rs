@@ -112,12 +112,12 @@ pub(crate) fn run_lines(text: &str, home: &Path, service: &Service) -> usize {
                 continue;
             }
             if line.command.ends_with('&') {
-                listening.push((line, listen(&line.command, home, &service)));
+                listening.push((line, listen(&line.command, home, service)));
                 continue;
             }
             // Whatever a client waits for comes soon, or the test has to say which line it was.
             let bounded = line.command.replace("mosquitto_rr ", "mosquitto_rr -W 60 ");
-            let (status, out, errors) = output(shell(&bounded, home, &service));
+            let (status, out, errors) = output(shell(&bounded, home, service));
             assert_eq!(status, 0, "{}\n{out}{errors}", line.command);
             for (expected, got) in line.expected.iter().zip(out.lines()) {
                 assert!(resembles(expected, got), "{}\n{expected}\n{got}", line.command);
