@@ -92,6 +92,7 @@ fn table(version: &Value, socket: &Path, status: &Value) -> String {
     rows.extend(record(status).map(|text| ("record", text)));
     rows.extend(troubles(status));
     rows.extend(broker(status).map(|text| ("broker", text)));
+    rows.extend(denied(status).map(|text| ("denied", text)));
     let running = at("/slots/running");
     rows.push((
         "running",
@@ -188,6 +189,17 @@ fn broker(status: &Value) -> Option<String> {
         (_, Some(_)) => format!("{}, not connected: {}", at("url"), at("trouble")),
         _ => format!("{}, not connected yet", at("url")),
     })
+}
+
+/// What the broker's access rules refuse.
+fn denied(status: &Value) -> Option<String> {
+    let denied = status.pointer("/broker/denied")?.as_array()?;
+    let one = |denied: &Value| {
+        let at = |key: &str| words(denied.get(key).unwrap_or(&Value::Null));
+        format!("{} {} ({})", at("action"), at("topic"), at("reason"))
+    };
+    let all: Vec<String> = denied.iter().map(one).collect();
+    (!all.is_empty()).then(|| format!("{}; allow it in the broker's access rules", all.join(", ")))
 }
 
 fn words(value: &Value) -> String {

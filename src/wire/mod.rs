@@ -54,7 +54,7 @@ pub use policy::{Policies, Policy};
 pub use profile::{Profile, Profiles};
 pub use readings::{ContextTopic, Readings};
 pub use responses::parse_response;
-pub use status::{Broker, broker_object, status_object};
+pub use status::{Broker, Denied, broker_object, status_object};
 
 /// The version of promptd's own JSON, in requests and answers.
 pub const PROTOCOL: u64 = 1;

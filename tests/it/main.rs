@@ -69,6 +69,8 @@ mod mqtt_brokers;
 #[cfg(test)]
 mod mqtt_cluster;
 #[cfg(test)]
+mod mqtt_denied;
+#[cfg(test)]
 mod mqtt_faults;
 #[cfg(test)]
 mod mqtt_fleet;
