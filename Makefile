@@ -7,6 +7,7 @@
 #   make test-families   models in the true shapes of the families, two layers each, answer as a plain ONNX Runtime loop does
 #   make bench-peers     promptd beside llama.cpp and onnxruntime-genai on the same shape of model (docs/performance.md)
 #   make test-clients   real clients (curl, socat, openai, ollama, LangChain, Node, Home Assistant's requests) against a built promptd; installs them into target/
+#   make test-recipes   docs/recipes.md with packages from npm and pip: paho-mqtt, aiomqtt, MQTT.js, a Node-RED, and Home Assistant's core where HA_PYTHON (python3.13) is there
 #   make overload    a hundred times the capacity for ten minutes (SECONDS=N for others), against the figures of docs/promises.md
 #   make overhead    what socket and processes add to a request and to a token, and what eight quick streams cost (docs/performance.md)
 #   make test-powercut   as root: power cuts at any write of a disk while promptd works on it (CUTS=N)
@@ -36,7 +37,7 @@ PYTHON ?= python3
 # Where Cargo builds; the library lies beside the binaries, where they look for it.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help install monitoring overhead overload runtime test test-arm test-clients test-cluster test-families test-golden test-homeassistant test-models test-page test-powercut test-protocol test-reproducible test-schema test-schemas test-systemd written-models
+.PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help install monitoring overhead overload runtime test test-arm test-clients test-cluster test-families test-golden test-homeassistant test-models test-page test-powercut test-protocol test-recipes test-reproducible test-schema test-schemas test-systemd written-models
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -217,6 +218,9 @@ test-powercut:
 test-clients: build
 	$(PYTHON) tests/with_promptd.py --promptd $(TARGET)/release/promptd -- \
 		$(PYTHON) tests/clients/run.py --socket {socket} --lines {lines} --tcp {tcp} --key {key} --into $(TARGET)/clients
+
+test-recipes: build broker
+	HA_PYTHON=$(HA_PYTHON) $(PYTHON) tests/recipes/run.py --promptd $(TARGET)/release/promptd --into $(TARGET)/recipes $(if $(ONLY),--only $(ONLY))
 
 # The suite is no part of this repository.
 test-schemas:

@@ -93,10 +93,11 @@ fn a_board_in_trouble() {
         ("memory", "6.5 %", "warning"),
         ("memory", "limits no service", "note"),
         ("temperature", "82.3 °C (cpu-thermal)", "warning"),
-        ("power", "too low now", "warning"),
+        ("power", "is too low now", "warning"),
         ("C library", "glibc 2.24", "problem"),
         ("configuration", "is right", "ok"),
         ("library", "ONNX Runtime 1.", "ok"),
+        ("library", "providers: CPU", "ok"),
         ("model", "demo", "ok"),
         ("service", "cannot reach", "warning"),
     ] {
@@ -117,7 +118,7 @@ fn a_board_in_trouble() {
         text.contains("PROBLEM  C library") && text.contains("→ take a newer system"),
         "{text}"
     );
-    assert!(text.contains("1 problems,"), "{text}");
+    assert!(text.contains("\n1 problem, "), "{text}");
 }
 
 #[test]

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::service::{command, signal};
+use crate::support::broker::{Broker, Client};
+use crate::support::service::{Plan, Service, command, signal};
 use crate::support::{PATIENCE, demo_model, library, wait_for};
 
 /// A word that stands in no log.
@@ -130,4 +131,46 @@ fn the_journal_gets_fields_and_prompts_only_where_that_is_wanted() {
     assert!(entry.contains(&format!("PROMPTD_ASKED=Say {CANARY}.\n")), "{entry}");
     assert!(entry.contains("PROMPTD_ANSWER="), "{entry}");
     assert_eq!(service.errors(), "", "everything went to the journal");
+}
+
+/// The line about a request over MQTT, in a log of this format.
+async fn line_about_a_request(broker: u16, format: &str) -> (Service, String) {
+    let plan = Plan::demo().at_broker(broker).with(format);
+    let service = Service::start(&plan).ready();
+    let topics = ["promptd/n/availability", "promptd/n/answer/#"];
+    let mut client = Client::connect(broker, "me", &topics, true).await;
+    client.until("promptd/n/availability", "online").await;
+    let ask = format!("{{\"id\":\"lamp-3\",\"prompt\":\"Say {CANARY}.\",\"max_tokens\":3}}");
+    client.ask("promptd/n/ask", ask).await;
+    client.live().await;
+    let line = wait_for("the line", || {
+        let log = service.log();
+        log.lines().find(|line| line.contains("lamp-3")).map(str::to_owned)
+    });
+    assert!(!service.log().contains(CANARY), "{}", service.log());
+    (service, line)
+}
+
+#[tokio::test]
+async fn json_where_it_is_wanted_and_words_elsewhere() {
+    let Some(broker) = Broker::start("") else { return };
+    let (service, line) = line_about_a_request(broker.port, "").await;
+    for words in ["INFO answered ", "request=\"lamp-3\"", "topic=\"promptd/n/answer/lamp-3\""] {
+        assert!(line.contains(words), "no {words} in {line}");
+    }
+    assert!(!service.log().contains('\u{1b}'), "no colours in a file");
+    drop(service);
+
+    let (service, line) = line_about_a_request(broker.port, "[log]\nformat = \"json\"\n").await;
+    let entry: Value = serde_json::from_str(&line).unwrap();
+    let fields = &entry["fields"];
+    assert_eq!((&entry["level"], &fields["message"]), (&"INFO".into(), &"answered".into()));
+    assert_eq!(fields["topic"], "promptd/n/answer/lamp-3");
+    assert_eq!(fields["door"], "mqtt");
+    for number in ["prompt_tokens", "completion_tokens", "queue_ms", "prefill_ms", "decode_ms"] {
+        assert!(fields[number].is_u64(), "{number} in {line}");
+    }
+    for line in service.log().lines() {
+        assert!(serde_json::from_str::<Value>(line).is_ok_and(|line| line.is_object()), "{line}");
+    }
 }

@@ -87,6 +87,8 @@ mod prepared;
 #[cfg(test)]
 mod protocol;
 #[cfg(test)]
+mod recipes;
+#[cfg(test)]
 mod record;
 #[cfg(test)]
 mod record_disk;

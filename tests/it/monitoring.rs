@@ -10,7 +10,8 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::service::{Plan, Service};
+use crate::support::broker::{Broker, Client, json as payload};
+use crate::support::service::{Plan, Service, signal};
 use crate::support::{PATIENCE, http, wait_for};
 
 /// A port that was free a moment ago.
@@ -109,6 +110,97 @@ fn requests_are_counted_by_door_profile_and_outcome() {
         assert_eq!(get(port, path).0, 404, "{path}");
     }
     assert!(value(&page, "promptd_kv_cache_tokens").abs() < 0.5, "nothing runs");
+}
+
+/// A service at a broker, with one slot, on a board made of files.
+fn busy_service(broker: u16, root: &Path) -> Service {
+    let thermal = root.join("sys/class/thermal");
+    for (name, text) in [
+        ("thermal_zone0/temp", "71500"),
+        ("cooling_device0/type", "thermal-cpufreq-0"),
+        ("cooling_device0/cur_state", "1"),
+        ("cooling_device0/max_state", "4"),
+    ] {
+        std::fs::create_dir_all(thermal.join(name).parent().unwrap()).unwrap();
+        std::fs::write(thermal.join(name), format!("{text}\n")).unwrap();
+    }
+    // Longer than a chunk: what begins alike is found in the KV cache again.
+    let rooms: Vec<String> =
+        (0..24).map(|n| format!("lamp {n} in the long corridor: on")).collect();
+    let rooms = rooms.join("\\n");
+    let more = format!("[board]\nroot = {root:?}\n[profiles.house]\nsystem = \"{rooms}\"\n");
+    let plan = Plan { slots: Some(1), ..Plan::demo() };
+    Service::start(&plan.at_broker(broker).with(&more)).ready()
+}
+
+/// One after the other, what a service lives through: a prompt over MQTT, the same again, a queue, the death of its engine.
+#[tokio::test]
+async fn what_happens_stands_on_the_page() {
+    let Some(broker) = Broker::start("") else { return };
+    let root = tempfile::tempdir().unwrap();
+    let service = busy_service(broker.port, root.path());
+    let page = || http::get(&service.socket(), "/metrics").body;
+    let topics = ["promptd/n/availability", "promptd/n/answer/#"];
+    let mut client = Client::connect(broker.port, "me", &topics, false).await;
+    client.until("promptd/n/availability", "online").await;
+    for id in ["lamp-1", "lamp-2"] {
+        let ask = json!({"id": id, "prompt": "Is lamp 7 on?", "max_tokens": 20});
+        client.ask("promptd/n/ask/house", ask.to_string()).await;
+        assert_eq!(payload(&client.live().await)["status"], "ok");
+    }
+    client.ask("promptd/n/ask", r#"{"id":"lamp-3","promt":"x"}"#).await;
+    assert_eq!(payload(&client.live().await)["code"], "bad_request");
+    let told = page();
+    let ok = "promptd_requests_total{door=\"mqtt\",profile=\"house\",outcome=\"ok\"}";
+    let wrong = "promptd_requests_total{door=\"mqtt\",profile=\"\",outcome=\"bad_request\"}";
+    let counted = |sample| value(&told, sample).to_string();
+    assert_eq!([counted(ok), counted(wrong)], ["2", "1"]);
+    assert!(value(&told, "promptd_cache_hits_total") >= 1.0, "the second begins as the first");
+    assert!(value(&told, "promptd_cached_tokens_total") > 100.0, "{told}");
+
+    // A long answer in the only slot, and one that waits for it.
+    let long = json!({"prompt": "Letters", "regex": "[a-z]{300}", "max_tokens": 400}).to_string();
+    let (running, waiting) = std::thread::scope(|scope| {
+        let first = scope.spawn(|| line(&service, &long)["status"].clone());
+        let running = wait_for("the long answer", || {
+            let page = page();
+            (value(&page, "promptd_kv_cache_tokens") > 0.0).then_some(page)
+        });
+        let second = scope.spawn(|| line(&service, "Who are you?")["status"].clone());
+        let waiting = wait_for("the one that waits", || {
+            let page = page();
+            (value(&page, "promptd_queue_waiting") > 0.0).then_some(page)
+        });
+        assert_eq!([first, second].map(|asked| asked.join().unwrap()), ["ok", "ok"]);
+        (running, waiting)
+    });
+    for (page, sample, least) in [
+        (&running, "promptd_prompts_running", 1.0),
+        (&running, "promptd_slots", 1.0),
+        (&waiting, "promptd_queue_eta_seconds", 1e-6),
+        (&waiting, "promptd_queue_limit", 2.0),
+        (&page(), "promptd_eta_error_seconds_count", 1.0),
+        (&page(), "promptd_eta_foretold_seconds_total", 1e-6),
+        (&page(), "promptd_eta_waited_seconds_total", 1e-6),
+        (&page(), "promptd_queue_wait_seconds_count", 4.0),
+        (&page(), "promptd_first_token_seconds_count", 4.0),
+        (&page(), "promptd_token_seconds_count", 4.0),
+        (&page(), "promptd_prompt_tokens_total", 20.0),
+        (&page(), "promptd_completion_tokens_total", 20.0),
+        (&page(), "promptd_prefill_seconds_total", 1e-6),
+        (&page(), "promptd_decode_seconds_total", 1e-6),
+        (&page(), "promptd_board_temperature_celsius", 71.5),
+        (&page(), "promptd_board_throttled", 1.0),
+    ] {
+        let have = value(page, sample);
+        assert!(have >= least, "{sample} is {have}");
+    }
+
+    assert!(value(&page(), "promptd_engine_restarts_total") < 0.5);
+    signal(service.engine_pid().expect("an engine"), "KILL");
+    wait_for("the next engine", || {
+        (value(&page(), "promptd_engine_restarts_total") > 0.5).then_some(())
+    });
 }
 
 fn monitoring() -> PathBuf {

@@ -1,9 +1,7 @@
 //! docs/protocol.md and the documents beside it hold: what promptd sends is what its schemas tell, and every line to copy works.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
 use promptd::mqtt::Config;
 use promptd::wire::{self, Limits, Policies, Profiles, cbor_to_json, json_to_cbor};
@@ -11,7 +9,8 @@ use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::PublishProperties;
 use serde_json::{Value, json};
 
-use crate::support::broker::{Board, Broker, Client, config, program, topic};
+use crate::support::broker::{Board, Broker, Client, config, topic};
+use crate::support::document;
 use crate::support::service::{Plan, Service, output};
 
 fn docs(name: &str) -> PathBuf {
@@ -282,88 +281,13 @@ fn schemas_refuse_what_promptd_refuses() {
     }
 }
 
-/// A line to copy, and what stands below it.
-#[derive(Debug)]
-struct Line {
-    command: String,
-    expected: Vec<String>,
-}
-
-/// The blocks of lines to copy.
-fn blocks(text: &str) -> Vec<Vec<Line>> {
-    let mut blocks = Vec::new();
-    for block in text.split("```console\n").skip(1) {
-        let (block, _) = block.split_once("```").unwrap();
-        let mut lines: Vec<Line> = Vec::new();
-        for line in block.lines() {
-            match line.strip_prefix("$ ") {
-                Some(command) => {
-                    lines.push(Line { command: command.to_owned(), expected: Vec::new() });
-                }
-                None => lines.last_mut().unwrap().expected.push(line.to_owned()),
-            }
-        }
-        blocks.push(lines);
-    }
-    blocks
-}
-
-/// Whether what came is of the form that the document shows: the same text, or an object with the fields that are named.
-fn resembles(expected: &str, got: &str) -> bool {
-    if !expected.starts_with('{') {
-        return got == expected || (expected.contains('…') && !got.is_empty());
-    }
-    let names = expected.split('"').collect::<Vec<_>>();
-    let fields = names.windows(2).filter(|pair| pair[1].starts_with(':')).map(|pair| pair[0]);
-    let mut fields = fields.peekable();
-    fields.peek().is_some() && fields.all(|name| got.contains(&format!("\"{name}\":")))
-}
-
-/// A shell with this service: the clients find the broker by their own configuration files.
-fn shell(command: &str, home: &Path, service: &Service) -> Command {
-    let lines = service.lines();
-    let command = command
-        .replace("/run/promptd/promptd-lines.sock", lines.to_str().unwrap())
-        .replace("/run/promptd/promptd.sock", service.socket().to_str().unwrap());
-    let promptd = Path::new(env!("CARGO_BIN_EXE_promptd")).parent().unwrap();
-    let path = format!("{}:/usr/sbin:{}", promptd.display(), std::env::var("PATH").unwrap());
-    let mut shell = Command::new("bash");
-    shell.args(["-c", &command]).env("PATH", path).env("XDG_CONFIG_HOME", home).env("HOME", home);
-    shell.env("PROMPTD__SOCKET__PATH", service.socket());
-    shell
-}
-
-/// Starts a line that ends in `&`, and waits until it has subscribed: the client says so, line by line where `stdbuf` makes it.
-fn listen(
-    command: &str,
-    home: &Path,
-    service: &Service,
-) -> (Child, BufReader<std::process::ChildStdout>) {
-    let command = command
-        .trim_end_matches('&')
-        .replace("mosquitto_sub ", "exec stdbuf -oL mosquitto_sub -d -W 60 ");
-    let mut child = shell(&command, home, service).stdout(Stdio::piped()).spawn().unwrap();
-    let mut out = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    while !line.contains("Subscribed") {
-        line.clear();
-        assert!(out.read_line(&mut line).unwrap() > 0, "{command} did not subscribe");
-    }
-    (child, out)
-}
-
 #[test]
 fn every_line_of_the_document_works() {
-    let tools = ["mosquitto_rr", "mosquitto_sub", "mosquitto_pub", "bash", "stdbuf"];
-    if let Some(missing) = tools.iter().find(|tool| program(tool).is_none()) {
-        return println!("SKIPPED: {missing} is not installed");
+    if !document::has_tools() {
+        return;
     }
     let Some(broker) = Broker::start("") else { return };
-    let home = tempfile::tempdir().unwrap();
-    for tool in ["mosquitto_rr", "mosquitto_sub", "mosquitto_pub"] {
-        std::fs::write(home.path().join(tool), format!("-h 127.0.0.1\n-p {}\n", broker.port))
-            .unwrap();
-    }
+    let home = document::home(&broker);
     let plan = Plan::demo().with(&format!(
         "[mqtt]\nurl = \"mqtt://127.0.0.1:{}\"\nnode = \"n\"\nadmin = true\n\
          [profiles.house]\nsystem = \"greenhouse temperature: 21.5 °C\"\n\
@@ -371,46 +295,14 @@ fn every_line_of_the_document_works() {
         broker.port
     ));
     let service = Service::start(&plan).ready();
-    let seen = shell("mosquitto_sub -t promptd/n/availability -C 1 -W 60", home.path(), &service);
+    let seen = document::shell(
+        "mosquitto_sub -t promptd/n/availability -C 1 -W 60",
+        home.path(),
+        &service,
+    );
     assert_eq!(output(seen).1, "online\n");
     let text = std::fs::read_to_string(docs("protocol.md")).unwrap();
-    let mut count = 0;
-    for block in blocks(&text) {
-        let mut listening = Vec::new();
-        for line in &block {
-            count += 1;
-            let missing = ["socat", "curl"]
-                .into_iter()
-                .find(|tool| line.command.contains(&format!("{tool} ")) && program(tool).is_none());
-            if let Some(missing) = missing {
-                println!("SKIPPED: {missing} is not installed: {}", line.command);
-                continue;
-            }
-            if line.command.ends_with('&') {
-                listening.push((line, listen(&line.command, home.path(), &service)));
-                continue;
-            }
-            // Whatever a client waits for comes soon, or the test has to say which line it was.
-            let bounded = line.command.replace("mosquitto_rr ", "mosquitto_rr -W 60 ");
-            let (status, out, errors) = output(shell(&bounded, home.path(), &service));
-            assert_eq!(status, 0, "{}\n{out}{errors}", line.command);
-            for (expected, got) in line.expected.iter().zip(out.lines()) {
-                assert!(resembles(expected, got), "{}\n{expected}\n{got}", line.command);
-            }
-            assert!(out.lines().count() >= line.expected.len(), "{}\n{out}", line.command);
-        }
-        for (line, (mut child, out)) in listening {
-            // The client's own words come between the messages.
-            let lines = out.lines().map(Result::unwrap).filter(|line| !line.starts_with("Client "));
-            let lines: Vec<String> = lines.collect();
-            let status = child.wait().unwrap();
-            assert!(status.success(), "{}\n{status}\n{lines:?}\n{}", line.command, service.log());
-            for expected in &line.expected {
-                let found = lines.iter().any(|got| resembles(expected, got));
-                assert!(found, "{}\n{expected}\n{lines:?}", line.command);
-            }
-        }
-    }
+    let count = document::run_lines(&text, home.path(), &service);
     assert!(count >= 20, "the document has {count} lines to copy");
     let (status, log) = service.stop();
     assert!(status.success(), "{log}");

@@ -167,9 +167,9 @@ fn raspberry(board: &Board) -> Option<Finding> {
     let bits = u32::from_str_radix(text.trim_start_matches("0x"), 16).ok()?;
     let any = |mask: u32| bits & mask != 0;
     if any(0x0001_0001) {
-        let when = if any(1) { "too low now" } else { "too low since the board started" };
+        let when = if any(1) { "is too low now" } else { "was too low since the board started" };
         let fix = "the board's own power supply (Pi 5: 27 W), and a short cable";
-        return Some(Finding::bad("power", Grade::Warning, format!("the voltage was {when}"), fix));
+        return Some(Finding::bad("power", Grade::Warning, format!("the voltage {when}"), fix));
     }
     any(0x000e_000e).then(|| {
         let fix = "a heat sink or a fan";

@@ -135,6 +135,7 @@ fn table(findings: &[Finding]) -> String {
         let _ = writeln!(text, "{word:8} {about:13} {says}{fix}");
     }
     let of = |grade| findings.iter().filter(|finding| finding.grade == grade).count();
+    let count = |many: usize, what| format!("{many} {what}{}", if many == 1 { "" } else { "s" });
     let (problems, warnings) = (of(Grade::Problem), of(Grade::Warning));
-    text + &format!("{problems} problems, {warnings} warnings\n")
+    text + &format!("{}, {}\n", count(problems, "problem"), count(warnings, "warning"))
 }

@@ -1,6 +1,7 @@
 //! What several test modules share: the program under test as a child, and a plain HTTP client for its socket.
 
 pub(crate) mod broker;
+pub(crate) mod document;
 pub(crate) mod door;
 pub(crate) mod engine;
 pub(crate) mod fleet;
