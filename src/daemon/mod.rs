@@ -1,5 +1,6 @@
 //! The wiring of `promptd serve`: the order in which the rooms are born, how they are told to end, and what is left when they have.
 
+mod broker;
 mod change;
 mod heat;
 mod openings;
@@ -24,14 +25,13 @@ use tokio::task::JoinSet;
 use self::openings::Openings;
 use self::reload::Reload;
 use self::supervision::Operator;
-use self::translate::first_line;
 use crate::board::Board;
 use crate::control::Control;
 use crate::engine::client::{self, SpawnConfig};
 use crate::mqtt;
 use crate::record::{self, DiskError, Keeper, Record};
 use crate::scheduler::{self, Scheduler, Status};
-use crate::settings::{self, LogFormat, Settings};
+use crate::settings::{LogFormat, Settings};
 use crate::socket::{self, App, Tls, TlsFiles};
 use crate::systemd::ServiceManager;
 use crate::{telemetry, wire};
@@ -178,15 +178,11 @@ impl Plan {
     fn new(settings: &Settings, surroundings: Surroundings) -> Result<Plan, DaemonError> {
         let Surroundings { program, environment } = surroundings;
         let limits = translate::limits(settings);
-        let credentials = environment
-            .iter()
-            .find(|(name, _)| name == "CREDENTIALS_DIRECTORY")
-            .map(|(_, value)| PathBuf::from(value));
         let policy = translate::policy(settings, &limits)?;
         check_tcp(settings, &policy)?;
         let sockets = settings.socket.clone().unwrap_or_default();
-        let node =
-            settings.mqtt.as_ref().and_then(|mqtt| mqtt.node.clone()).unwrap_or_else(host_name);
+        let node = broker::node(settings);
+        let mqtt = broker::config(settings, &environment)?;
         let engine = self::engine(settings, Surroundings { program, environment });
         let scheduler_config = translate::scheduler_config(settings, &engine.load);
         Ok(Plan {
@@ -204,11 +200,7 @@ impl Plan {
                 tls: tls_files(settings),
                 ..Default::default()
             },
-            mqtt: settings
-                .mqtt
-                .as_ref()
-                .map(|mqtt| mqtt_config(mqtt, &node, credentials.as_deref()))
-                .transpose()?,
+            mqtt,
             policy,
             mqtt_admin: settings.mqtt.as_ref().is_some_and(|mqtt| mqtt.admin),
             limits,
@@ -256,7 +248,8 @@ async fn serve(
     // Only the doors keep handles on the scheduler, so that it ends with them.
     drop(app);
     let control = plan.mqtt_admin.then_some(control);
-    if let Some(config) = plan.mqtt {
+    if let Some(mut config) = plan.mqtt {
+        config.renewals = Some(reload.credentials(&config));
         let facts = mqtt::Facts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             policies,
@@ -464,70 +457,4 @@ fn lock_state(path: &Path) -> Result<Option<File>, DaemonError> {
 fn is_passing(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     matches!(error.kind(), ReadOnlyFilesystem | StorageFull | QuotaExceeded)
-}
-
-/// The MQTT door's configuration: address, names and password.
-///
-/// `credentials` is systemd's `$CREDENTIALS_DIRECTORY`: what lies there under the name of a key's file stands in for the key.
-fn mqtt_config(
-    mqtt: &settings::Mqtt,
-    node: &str,
-    credentials: Option<&Path>,
-) -> Result<mqtt::Config, DaemonError> {
-    let file = |key: &Option<PathBuf>, name: &str| {
-        let credential = || credentials.map(|dir| dir.join(name)).filter(|file| file.is_file());
-        key.clone().or_else(credential)
-    };
-    let password_file = file(&mqtt.password_file, "mqtt-password");
-    let wrong = |key: &str, error: &dyn std::fmt::Display| {
-        DaemonError::Settings(format!("`mqtt.{key}`: {error}"))
-    };
-    let urls = mqtt.urls.iter().map(|url| ("urls", url));
-    let urls = mqtt.url.iter().map(|url| ("url", url)).chain(urls);
-    let brokers: Vec<_> = urls
-        .map(|(key, url)| mqtt::BrokerUrl::parse(url).map_err(|error| wrong(key, &error)))
-        .collect::<Result<_, _>>()?;
-    let Some(broker) = brokers.first().cloned() else {
-        return Err(DaemonError::Settings(
-            "`mqtt.url` is missing: the broker's address, such as \"mqtt://localhost:1883\""
-                .to_owned(),
-        ));
-    };
-    // That it can be read is seen now; what is in it counts for each connection.
-    let password = password_file.as_deref().map(first_line).transpose();
-    password.map_err(|error| wrong("password_file", &error))?;
-    let config = mqtt::Config {
-        username: mqtt.username.clone(),
-        brokers,
-        password_file,
-        tls: mqtt::TlsFiles {
-            ca: file(&mqtt.tls.ca_file, "mqtt-ca"),
-            certificate: file(&mqtt.tls.certificate_file, "mqtt-certificate"),
-            key: file(&mqtt.tls.key_file, "mqtt-key"),
-            alpn: mqtt.tls.alpn.clone(),
-            allow_tls12: mqtt.tls.allow_tls12,
-        },
-        base_topic: mqtt.base_topic.clone(),
-        client_id: mqtt.client_id.clone(),
-        keep_alive: Duration::from_secs(mqtt.keep_alive_seconds.into()),
-        reply_prefixes: mqtt.reply_prefixes.clone(),
-        restrict_response_topics: mqtt.restrict_response_topics,
-        discovery_prefix: mqtt.discovery_prefix.clone(),
-        fleet: mqtt.fleet.as_ref().map(|fleet| mqtt::FleetConfig {
-            group: fleet.group.clone(),
-            high_water: fleet.high_water.into(),
-        }),
-        ..mqtt::Config::new(broker, node)
-    };
-    config.check().map_err(|error| DaemonError::Settings(format!("`mqtt`: {error}")))?;
-    Ok(config)
-}
-
-/// The board's name for topics: the host name's first label, in lower case, with what no topic level may have left out.
-fn host_name() -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
-    let first = name.split('.').next().unwrap_or_default();
-    let slug: String =
-        first.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
-    if slug.is_empty() { "board".to_owned() } else { slug }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::broker;
 use super::change::{Change, Failure};
 use super::heat::Heat;
 use super::translate::{
@@ -16,6 +17,7 @@ use super::{Reread, Surroundings};
 use crate::board::Board;
 use crate::engine::client::SpawnConfig;
 use crate::engine::frames::LoadRequest;
+use crate::mqtt;
 use crate::request::Refusal;
 use crate::scheduler::{Scheduler, State, Successor};
 use crate::settings::Settings;
@@ -39,6 +41,8 @@ pub(super) struct Reload {
     level: telemetry::Level,
     /// Whose certificate may have been renewed.
     tls: Option<Tls>,
+    /// Who is told who promptd is to its brokers.
+    credentials: Option<watch::Sender<mqtt::Credentials>>,
     heat: Heat,
     versions: Versions,
     /// The board has become hot or cool, and the model was not told yet.
@@ -66,6 +70,7 @@ impl Reload {
             reread,
             level,
             tls: None,
+            credentials: None,
             heat: Heat::default(),
             heat_changed: false,
             gone_back: None,
@@ -76,6 +81,16 @@ impl Reload {
     /// Has this certificate read again too.
     pub(super) fn renews(&mut self, tls: Option<Tls>) {
         self.tls = tls;
+    }
+
+    /// What this door knows of promptd, and learns when it is read again.
+    pub(super) fn credentials(
+        &mut self,
+        door: &mqtt::Config,
+    ) -> watch::Receiver<mqtt::Credentials> {
+        let (tell, told) = watch::channel(door.credentials());
+        self.credentials = Some(tell);
+        told
     }
 
     /// Who shows which of the kept models is in use and which came last.
@@ -258,11 +273,13 @@ impl Reload {
             telemetry::check(&settings.log)?;
             let policy = translate::policy(&settings, &limits(&settings))
                 .map_err(|error| error.to_string())?;
+            let door = broker::config(&settings, &self.surroundings.environment)
+                .map_err(|error| error.to_string())?;
             // The files' names wait for a restart, what is in them does not.
             self.tls.as_ref().map_or(Ok(()), Tls::renew)?;
-            Ok((settings, policy))
+            Ok((settings, policy, door))
         });
-        let (settings, new) = match read {
+        let (settings, new, door) = match read {
             Ok(read) => read,
             Err(message) => {
                 tracing::error!("the configuration is wrong and stays as it was: {message}");
@@ -292,6 +309,10 @@ impl Reload {
             );
         }
         scheduler.traffic().log_content(settings.log.content);
+        if let (Some(tell), Some(door)) = (&self.credentials, door) {
+            // Also where nothing changed: files may hold something else, and a broker that refused promptd is asked again at once.
+            tell.send_replace(door.credentials());
+        }
         let mut config = scheduler_config(&settings, &load);
         if changed || self.change.is_some() {
             // It is for the model that comes, not for the one that is there.
@@ -313,8 +334,9 @@ fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
     let differ = |old: &dyn std::fmt::Debug, new: &dyn std::fmt::Debug| {
         format!("{old:?}") != format!("{new:?}")
     };
+    let of_mqtt = |settings: &Settings| settings.mqtt.as_ref().map(broker::without_credentials);
     [
-        ("mqtt", differ(&old.mqtt, &new.mqtt)),
+        ("mqtt", differ(&of_mqtt(old), &of_mqtt(new))),
         ("socket", differ(&old.socket, &new.socket)),
         ("state", differ(&old.state, &new.state)),
         ("metrics", differ(&old.metrics, &new.metrics)),

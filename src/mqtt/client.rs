@@ -1,17 +1,16 @@
 //! A connection to the broker as the door sees it: what it is made with, how messages are handed to it, what the broker
 //! said when it let us in, and why a connection ended. Opens nothing itself.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
+use super::Credentials;
 use super::backoff::Kind;
 use super::message::Publication;
 use super::packet::{Connack, MAX_PACKET, Version};
-use super::tls::TlsFiles;
 use super::url::BrokerUrl;
 use crate::wire::Broker;
 
@@ -36,11 +35,9 @@ const HEADROOM: usize = 64 << 10;
 pub(crate) struct Options {
     /// The brokers, tried in turn.
     pub(crate) brokers: Vec<BrokerUrl>,
-    pub(crate) username: Option<String>,
-    pub(crate) password: Option<String>,
-    /// Read for every connection, so that a new password needs no restart.
-    pub(crate) password_file: Option<PathBuf>,
-    pub(crate) tls: TlsFiles,
+    pub(crate) credentials: Credentials,
+    /// Where others come from.
+    pub(crate) renewals: Option<watch::Receiver<Credentials>>,
     pub(crate) client_id: String,
     pub(crate) keep_alive: Duration,
     /// The most bytes of a payload that promptd reads.
@@ -65,12 +62,32 @@ impl Options {
         self.payload_bytes.saturating_add(HEADROOM).min(MAX_PACKET)
     }
 
+    /// Takes over the newest credentials.
+    pub(super) fn renew(&mut self) {
+        if let Some(renewals) = &mut self.renewals {
+            self.credentials = renewals.borrow_and_update().clone();
+        }
+    }
+
+    /// Waits for others than those that were taken over last; where there can be none, for ever.
+    pub(super) async fn renewed(&mut self) {
+        let told = match &mut self.renewals {
+            Some(renewals) => renewals.changed().await,
+            None => std::future::pending().await,
+        };
+        // Whoever could tell is gone.
+        if told.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// User name and password for this broker, or why there are none.
     pub(super) fn login(&self, broker: &BrokerUrl) -> Result<Option<(String, String)>, Trouble> {
-        let Some(user) = self.username.clone().or_else(|| broker.username.clone()) else {
+        let credentials = &self.credentials;
+        let Some(user) = credentials.username.clone().or_else(|| broker.username.clone()) else {
             return Ok(None);
         };
-        let password = match (&self.password, &self.password_file) {
+        let password = match (&credentials.password, &credentials.password_file) {
             (Some(password), _) => password.clone(),
             (None, Some(file)) => {
                 let text = std::fs::read_to_string(file).map_err(|error| {

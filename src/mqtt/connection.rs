@@ -121,7 +121,7 @@ struct Entered {
 /// Opens the way and introduces promptd.
 async fn enter(options: &Options, broker: &BrokerUrl, manner: Manner) -> Result<Entered, Trouble> {
     let login = options.login(broker)?;
-    let mut stream = stream::open(broker, &options.tls).await?;
+    let mut stream = stream::open(broker, &options.credentials.tls).await?;
     let most = options.max_packet();
     let hello = packet::connect(&Connect {
         version: manner.version,

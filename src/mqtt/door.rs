@@ -49,10 +49,8 @@ pub(crate) async fn run(
     let mut door = Door::new(config, scheduler, facts)?;
     let options = Options {
         brokers: config.brokers.clone(),
-        username: config.username.clone(),
-        password: config.password.clone(),
-        password_file: config.password_file.clone(),
-        tls: config.tls.clone(),
+        credentials: config.credentials(),
+        renewals: config.renewals.clone(),
         state: door.facts.broker.clone(),
         client_id: config.client_id(),
         keep_alive: config.keep_alive,

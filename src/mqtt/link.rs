@@ -50,7 +50,7 @@ pub(super) enum End {
 /// Connects for ever, and tells `events` about it. Ends after a goodbye or when nobody listens. `chance` gives numbers
 /// from 0 to 1.
 pub(crate) async fn run(
-    options: Options,
+    mut options: Options,
     events: mpsc::Sender<Event>,
     mut chance: impl FnMut() -> f64,
 ) {
@@ -64,6 +64,7 @@ pub(crate) async fn run(
         let (Some(broker), Some(way)) = (options.brokers.get(at).cloned(), ways.get_mut(at)) else {
             return;
         };
+        options.renew();
         let clean_start = undecodable >= UNDECODABLE;
         if clean_start {
             warn!(
@@ -115,6 +116,10 @@ pub(crate) async fn run(
         said = Some(trouble.reason);
         tokio::select! {
             () = sleep(wait) => {}
+            () = options.renewed() => {
+                // Whatever was wrong may be mended, and where it is not, its operator looks now.
+                (backoff, said) = (Backoff::default(), None);
+            }
             () = events.closed() => return,
         }
     }

@@ -83,6 +83,8 @@ pub struct Config {
     pub password_file: Option<PathBuf>,
     /// What TLS is done with, for brokers that want it.
     pub tls: TlsFiles,
+    /// Where other credentials come from while the door is open, if they can.
+    pub renewals: Option<watch::Receiver<Credentials>>,
     /// The first level or levels of every topic.
     pub base_topic: String,
     /// The board's level in every topic; no other board on the broker may have the same.
@@ -103,7 +105,36 @@ pub struct Config {
     pub fleet: Option<FleetConfig>,
 }
 
+/// Who promptd is to its brokers, and how it knows them.
+#[derive(Clone)]
+pub struct Credentials {
+    /// The user name; goes before the one in the address.
+    pub(crate) username: Option<String>,
+    /// The password; goes before the one in the address.
+    pub(crate) password: Option<String>,
+    /// Read for every connection, so that a new password needs no restart.
+    pub(crate) password_file: Option<PathBuf>,
+    /// What TLS is done with.
+    pub(crate) tls: TlsFiles,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
 impl Config {
+    /// Those of this configuration.
+    pub fn credentials(&self) -> Credentials {
+        Credentials {
+            username: self.username.clone(),
+            password: self.password.clone(),
+            password_file: self.password_file.clone(),
+            tls: self.tls.clone(),
+        }
+    }
+
     /// A door to this broker, all else as usual.
     pub fn new(broker: BrokerUrl, node: impl Into<String>) -> Config {
         Config {
@@ -112,6 +143,7 @@ impl Config {
             password: None,
             password_file: None,
             tls: TlsFiles::default(),
+            renewals: None,
             base_topic: "promptd".to_owned(),
             node: node.into(),
             client_id: None,
@@ -197,7 +229,7 @@ impl fmt::Debug for Config {
         form.field("restrict_response_topics", &self.restrict_response_topics)
             .field("discovery_prefix", &self.discovery_prefix)
             .field("fleet", &self.fleet)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

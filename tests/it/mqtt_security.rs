@@ -12,11 +12,12 @@ use rumqttc::v5::MqttOptions;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 
+use crate::operator::rewrite;
 use crate::support::broker::{Board, Client, config, json, topic};
 use crate::support::door::soon;
 use crate::support::mosquitto::{Broker, program};
 use crate::support::scripted_broker::packet;
-use crate::support::service::{Plan, Service};
+use crate::support::service::{Plan, Service, signal};
 use crate::support::wait_for;
 
 /// Long enough to see that nothing comes.
@@ -197,6 +198,41 @@ async fn secrets_never_show() {
         BrokerUrl::parse(&format!("mqtt://promptd:{CANARY}@127.0.0.1:{}", broker.port)).unwrap();
     let shown = format!("{url} {url:?} {:?}", Config::new(url.clone(), "n"));
     assert!(!shown.contains(CANARY), "{shown}");
+}
+
+/// Who promptd is to its broker changes with a reload: nothing is started again, and what cannot be read changes nothing.
+#[tokio::test]
+async fn another_login_holds_from_a_reload_on() {
+    let Some((broker, _files)) = guarded(&[("promptd", CANARY)]) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    std::fs::write(&file, format!("{CANARY}\n")).unwrap();
+    let plan = Plan::demo().with(&format!(
+        "[mqtt]\nurl = \"mqtt://127.0.0.1:{}\"\nnode = \"n\"\nusername = \"nobody\"\npassword_file = {file:?}\n",
+        broker.port
+    ));
+    let service = Service::start(&plan).ready();
+    let of_broker = |key: &str| Some(service.health()?["broker"][key].clone());
+    wait_for("the refusal", || of_broker("trouble")?.is_string().then_some(()));
+    let engine = service.engine_pid();
+    rewrite(&service, |old| old.replace("\"nobody\"", "\"promptd\""));
+    signal(service.pid(), "HUP");
+    wait_for("the connection", || (of_broker("connected")? == true).then_some(()));
+    assert!(!service.log().contains("wait for a restart"), "{}", service.log());
+    assert_eq!(service.engine_pid(), engine, "the model had no part in it");
+
+    std::fs::remove_file(&file).unwrap();
+    signal(service.pid(), "HUP");
+    let error = wait_for("the complaint", || {
+        Some(service.health()?["configuration_error"].as_str()?.to_owned())
+    });
+    assert!(error.contains("mqtt.password_file"), "{error}");
+    assert_eq!(of_broker("connected").unwrap(), true, "what held still holds");
+    // Another node has other topics, and takes a restart.
+    std::fs::write(&file, format!("{CANARY}\n")).unwrap();
+    rewrite(&service, |old| old.replace("node = \"n\"", "node = \"m\""));
+    signal(service.pid(), "HUP");
+    wait_for("what waits", || service.log().contains("wait for a restart").then_some(()));
 }
 
 #[tokio::test]
