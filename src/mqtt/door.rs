@@ -322,7 +322,7 @@ impl Door {
                 match answer.purpose {
                     Purpose::Prompts => self.subscribed(&answer.result(), now),
                     Purpose::Besides => {}
-                    Purpose::Fleet | Purpose::Hops => self.hears_fleet(answer.result()),
+                    Purpose::Fleet | Purpose::Hops => self.hears_fleet(answer.result().is_ok()),
                 }
             }
             Event::Message(message) => self.message(&message, now),

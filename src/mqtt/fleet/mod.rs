@@ -168,12 +168,9 @@ impl Door {
     }
 
     /// The broker answered one of these subscriptions.
-    pub(super) fn hears_fleet(&mut self, result: Result<(), String>) {
-        let Some(fleet) = &mut self.fleet else { return };
-        match result {
-            Ok(()) => fleet.heard += 1,
-            // What was refused is told with all else that is.
-            Err(_) => {}
+    pub(super) fn hears_fleet(&mut self, hears: bool) {
+        if let Some(fleet) = self.fleet.as_mut().filter(|_| hears) {
+            fleet.heard += 1;
         }
     }
 
