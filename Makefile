@@ -8,6 +8,7 @@
 #   make bench-peers     promptd beside llama.cpp and onnxruntime-genai on the same shape of model (docs/performance.md)
 #   make test-clients   real clients (curl, socat, openai, ollama, LangChain, Node, Home Assistant's requests) against a built promptd; installs them into target/
 #   make test-recipes   docs/recipes.md with packages from npm and pip: paho-mqtt, aiomqtt, MQTT.js, a Node-RED, and Home Assistant's core where HA_PYTHON (python3.13) is there
+#   make test-frozen   a broker that hangs for a minute (SECONDS=N for others) and is back within seconds
 #   make overload    a hundred times the capacity for ten minutes (SECONDS=N for others), against the figures of docs/promises.md
 #   make overhead    what socket and processes add to a request and to a token, and what eight quick streams cost (docs/performance.md)
 #   make test-powercut   as root: power cuts at any write of a disk while promptd works on it (CUTS=N)
@@ -37,7 +38,7 @@ PYTHON ?= python3
 # Where Cargo builds; the library lies beside the binaries, where they look for it.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help install monitoring overhead overload runtime test test-arm test-clients test-cluster test-families test-golden test-homeassistant test-models test-page test-powercut test-protocol test-recipes test-reproducible test-schema test-schemas test-systemd written-models
+.PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help install monitoring overhead overload runtime test test-arm test-clients test-cluster test-families test-frozen test-golden test-homeassistant test-models test-page test-powercut test-protocol test-recipes test-reproducible test-schema test-schemas test-systemd written-models
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -207,6 +208,9 @@ MS ?= 400
 
 fleet: runtime broker
 	PROMPTD_FLEET_MS=$(MS) $(CARGO) test --locked --test it -- three_boards --nocapture
+
+test-frozen: broker
+	PROMPTD_TEST_FROZEN_SECONDS=$(if $(filter command line,$(origin SECONDS)),$(SECONDS),60) $(CARGO) test --locked --test it -- hangs_for_long --nocapture
 
 CUTS ?= 200
 

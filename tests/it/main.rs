@@ -75,6 +75,8 @@ mod mqtt_faults;
 #[cfg(test)]
 mod mqtt_fleet;
 #[cfg(test)]
+mod mqtt_network;
+#[cfg(test)]
 mod mqtt_security;
 #[cfg(test)]
 mod named;
