@@ -63,7 +63,8 @@ fn thousands_of_half_requests_delay_nobody() {
         waits.last().unwrap(),
         alone.iter().max().unwrap()
     );
-    assert!(waits[waits.len() / 2] < Duration::from_millis(100), "{waits:?}");
+    // The machine itself may stop for longer, once or twice.
+    assert!(waits[waits.len() * 99 / 100 - 1] < Duration::from_millis(100), "{waits:?}");
 }
 
 /// Time on the processor so far, in ticks of 10 ms.
