@@ -39,7 +39,7 @@ async fn bad_network(target: u16) -> (u16, mpsc::Receiver<Instant>) {
                         let mut due = Instant::now() + LATENCY;
                         loop {
                             chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                            if (chance >> 33) % 5 != 0 {
+                            if !(chance >> 33).is_multiple_of(5) {
                                 break;
                             }
                             due += AGAIN;
