@@ -2,6 +2,7 @@
 //! line why it could not.
 
 use std::error::Error;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -53,7 +54,6 @@ pub fn engine(args: Engine, environment: &Environment) -> ExitCode {
 }
 
 /// `promptd try-sandbox`: one JSON object a line. Exit codes: 0 all refused, 1 something was possible.
-#[expect(clippy::print_stdout, reason = "it is for people and scripts")]
 pub fn try_sandbox(args: &TrySandbox) -> ExitCode {
     let log = Log::default();
     if let Err(message) = telemetry::start(&log, false) {
@@ -63,7 +63,9 @@ pub fn try_sandbox(args: &TrySandbox) -> ExitCode {
     let escaped = |attempt: &Attempt| attempt.outcome == Outcome::Possible;
     let safe = tried.as_ref().is_some_and(|tried| !tried.iter().any(escaped));
     for attempt in tried.into_iter().flatten() {
-        println!("{}", serde_json::json!(attempt));
+        if writeln!(std::io::stdout(), "{}", serde_json::json!(attempt)).is_err() {
+            return ExitCode::from(exit::FAILURE);
+        }
     }
     ExitCode::from(if safe { exit::OK } else { exit::FAILURE })
 }
@@ -77,11 +79,8 @@ fn fail(error: &dyn Error, code: u8) -> ExitCode {
     complain(&with_causes(error), code)
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "logging may not have started, and the last word of a service goes there"
-)]
+/// The last word of a service: logging may not have started. Where nobody reads it, the exit code still says it.
 fn complain(line: &str, code: u8) -> ExitCode {
-    eprintln!("promptd: {line}");
+    let _ = writeln!(std::io::stderr(), "promptd: {line}");
     ExitCode::from(code)
 }

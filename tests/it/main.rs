@@ -113,6 +113,8 @@ mod socket_misuse;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod surroundings;
+#[cfg(test)]
 mod tcp;
 #[cfg(test)]
 mod tools;

@@ -1,5 +1,6 @@
 //! `promptd serve` as a child process on paths of its own, ended with the test.
 
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -31,6 +32,45 @@ pub(crate) struct Plan {
     pub(crate) socket: String,
     /// The most files it may have open, where that is not the usual.
     pub(crate) open_files: Option<u32>,
+    /// Where standard output and error lead.
+    pub(crate) outputs: Outputs,
+}
+
+/// Where a program's standard output and error lead.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Outputs {
+    /// Errors to the file that [`Service::log`] reads.
+    Log,
+    /// A pipe whose reader has gone.
+    Unread,
+    /// A device that is full.
+    Full,
+    /// Nowhere: the descriptors are closed, standard input too.
+    Closed,
+}
+
+impl Outputs {
+    /// Has the program write there.
+    pub(crate) fn of(self, start: Command, log: &Path) -> Command {
+        let mut start = match self {
+            Outputs::Closed => in_shell("exec \"$@\" <&- >&- 2>&-", &start),
+            _ => start,
+        };
+        start.stdin(Stdio::null()).stdout(Stdio::null());
+        match self {
+            Outputs::Log => start.stderr(File::create(log).unwrap()),
+            Outputs::Full => {
+                let full = || File::options().write(true).open("/dev/full").unwrap();
+                start.stdout(full()).stderr(full())
+            }
+            Outputs::Unread => {
+                let (_, out) = std::io::pipe().unwrap();
+                start.stdout(out.try_clone().unwrap()).stderr(out)
+            }
+            Outputs::Closed => &mut start,
+        };
+        start
+    }
 }
 
 impl Plan {
@@ -44,6 +84,7 @@ impl Plan {
             more: String::new(),
             socket: String::new(),
             open_files: None,
+            outputs: Outputs::Log,
         }
     }
 
@@ -94,21 +135,12 @@ impl Service {
             plan.more,
         );
         std::fs::write(place.join("promptd.toml"), config).unwrap();
-        let log = std::fs::File::create(place.join("log")).unwrap();
         let mut start = command(&["serve", "--config"]);
         start.arg(place.join("promptd.toml"));
         if let Some(most) = plan.open_files {
-            let inner = std::mem::replace(&mut start, Command::new("sh"));
-            start.args(["-c", &format!("ulimit -n {most}; exec \"$@\""), "sh"]);
-            start.arg(inner.get_program()).args(inner.get_args());
-            for (name, value) in inner.get_envs() {
-                match value {
-                    Some(value) => start.env(name, value),
-                    None => start.env_remove(name),
-                };
-            }
+            start = in_shell(&format!("ulimit -n {most}; exec \"$@\""), &start);
         }
-        let child = start.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let child = plan.outputs.of(start, &place.join("log")).spawn().unwrap();
         Service { child, folder }
     }
 
@@ -217,6 +249,19 @@ impl Drop for Service {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The same by a shell that does this first; `"$@"` is the command.
+fn in_shell(script: &str, inner: &Command) -> Command {
+    let mut start = Command::new("sh");
+    start.args(["-c", script, "sh"]).arg(inner.get_program()).args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => start.env(name, value),
+            None => start.env_remove(name),
+        };
+    }
+    start
 }
 
 /// `promptd ARGS` without variables of the surroundings that would reach into the test.
