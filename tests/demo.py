@@ -202,8 +202,8 @@ def by_curl(house, system, question):
     messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
     body = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}}
     began = time.monotonic()
-    curl = subprocess.Popen([tool("curl"), "-sN", "--unix-socket", house.http, "http://localhost/v1/chat/completions",
-                             "-H", "Content-Type: application/json", "-d", json.dumps(body)], stdout=subprocess.PIPE, bufsize=0)
+    curl = subprocess.Popen([tool("curl"), "-sN", "--max-time", str(PATIENCE_SECONDS), "--unix-socket", house.http,
+                             "http://localhost/v1/chat/completions", "-H", "Content-Type: application/json", "-d", json.dumps(body)], stdout=subprocess.PIPE, bufsize=0)
     text, first, speed = "", None, None
     for line in iter(curl.stdout.readline, b""):
         if not line.startswith(b"data: ") or b"[DONE]" in line:

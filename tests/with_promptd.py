@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,8 @@ def main():
     house.context = args.context
     house.more = "".join(line + "\n" for line in args.socket_line)
     places = {"{socket}": house.http, "{lines}": house.lines, "{tcp}": house.tcp, "{key}": house.key}
+    # Whoever ends this ends promptd with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         house.up()
         command = args.command

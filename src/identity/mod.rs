@@ -23,6 +23,8 @@ pub struct Who<'a> {
     pub uid: Option<u32>,
     /// That user's group.
     pub gid: Option<u32>,
+    /// The other groups that user is in.
+    pub groups: &'a [u32],
     /// The name an MQTT client goes by.
     pub mqtt: Option<&'a str>,
     /// The API key that came along.
@@ -217,8 +219,9 @@ impl Access {
         Ok(Access { clients, keys })
     }
 
-    /// What this one may. The most certain mark decides: the key, then the user, the group, the name on MQTT. A key that
-    /// nobody has counts as none: on a Unix socket the kernel vouches for the user, and OpenAI's clients always send one.
+    /// What this one may. The most certain mark decides: the key, then the user, the user's own group, one of the user's other
+    /// groups (where several have an entry, the first entry by name), the name on MQTT. A key that nobody has counts as none:
+    /// on a Unix socket the kernel vouches for the user, and OpenAI's clients always send one.
     pub fn grant(&self, who: Who<'_>) -> Grant {
         let by = |is: &dyn Fn(&Client) -> bool| {
             self.clients.iter().find(|(_, client)| is(client)).map(|(name, _)| name)
@@ -228,6 +231,7 @@ impl Access {
             .and_then(|key| self.of_key(key))
             .or_else(|| who.uid.and_then(|uid| by(&|client| client.uids.contains(&uid))))
             .or_else(|| who.gid.and_then(|gid| by(&|client| client.gids.contains(&gid))))
+            .or_else(|| by(&|client| client.gids.iter().any(|gid| who.groups.contains(gid))))
             .or_else(|| who.mqtt.and_then(|name| self.by_mqtt(name)));
         let own = match who {
             Who { uid: Some(uid), .. } => format!("uid:{uid}"),
@@ -337,6 +341,8 @@ mod tests {
         for (who, identity) in [
             (Who { uid: Some(7), gid: Some(100), ..Who::default() }, "kitchen"),
             (Who { uid: Some(8), gid: Some(100), ..Who::default() }, "operator"),
+            (Who { uid: Some(8), gid: Some(8), groups: &[9, 100], ..Who::default() }, "operator"),
+            (Who { uid: Some(7), gid: Some(8), groups: &[100], ..Who::default() }, "kitchen"),
             (Who { uid: Some(7), key, ..Who::default() }, "phone"),
             (Who { uid: Some(8), gid: Some(8), key: Some("none"), ..Who::default() }, "uid:8"),
             (Who { mqtt: Some("esp32-7"), ..Who::default() }, "boiler"),

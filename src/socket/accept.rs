@@ -12,6 +12,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::bind::Bound;
 use super::connection::{Arrival, Stream};
+use super::groups;
 use crate::identity::Who;
 
 /// How long the loop waits after an accept that failed, usually for want of file descriptors: long enough for some to
@@ -25,6 +26,8 @@ pub(super) struct Peer {
     pub(super) uid: Option<u32>,
     /// The number of the user's group.
     pub(super) gid: Option<u32>,
+    /// The numbers of the other groups that the user is in.
+    pub(super) groups: Arc<[u32]>,
     /// Whether it came over TCP, where the kernel knows nobody.
     pub(super) tcp: bool,
     /// Its entry of `[clients]`, where its key named one.
@@ -33,13 +36,16 @@ pub(super) struct Peer {
 
 impl Peer {
     fn of(stream: &Stream) -> Self {
-        let peer = match stream {
-            Stream::Unix(stream) => rustix::net::sockopt::socket_peercred(stream).ok(),
-            Stream::Tcp(_) | Stream::Tls(_) => None,
+        let (peer, groups) = match stream {
+            Stream::Unix(stream) => {
+                (rustix::net::sockopt::socket_peercred(stream).ok(), groups::of_peer(stream))
+            }
+            Stream::Tcp(_) | Stream::Tls(_) => (None, Vec::new()),
         };
         Peer {
             uid: peer.map(|peer| peer.uid.as_raw()),
             gid: peer.map(|peer| peer.gid.as_raw()),
+            groups: groups.into(),
             tcp: !matches!(stream, Stream::Unix(_)),
             name: None,
         }
@@ -51,8 +57,8 @@ impl Peer {
     }
 
     /// What the clients' entries are matched against.
-    pub(super) fn who<'a>(&self, key: Option<&'a str>) -> Who<'a> {
-        Who { uid: self.uid, gid: self.gid, mqtt: None, key }
+    pub(super) fn who<'a>(&'a self, key: Option<&'a str>) -> Who<'a> {
+        Who { uid: self.uid, gid: self.gid, groups: &self.groups, mqtt: None, key }
     }
 
     /// Whether it is the system's administrator.

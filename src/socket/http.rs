@@ -226,7 +226,7 @@ async fn route(
             post()?;
             // Read first: a client that is still writing when the connection ends may miss the answer.
             let body = request.into_body();
-            body::read(body, app.limits.payload_bytes, app.patience.body).await?;
+            body::read(body, app.limits().payload_bytes, app.patience.body).await?;
             let message = "the served model is a language model without an output for embeddings";
             Err(Refusal::new(Code::Unsupported, message).into())
         }

@@ -13,6 +13,7 @@ mod connection;
 mod exposition;
 #[cfg(test)]
 mod fuzz_tests;
+mod groups;
 mod guard;
 mod http;
 mod lines;

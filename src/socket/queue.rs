@@ -68,7 +68,7 @@ mod tests {
         let grant = |uid: u32| Grant::all(Identity(format!("uid:{uid}")));
         let entry = running.enter(
             (PromptId(4), None),
-            &Peer { uid: Some(7), gid: None, tcp: false, name: None },
+            &Peer { uid: Some(7), gid: None, groups: [].into(), tcp: false, name: None },
             "cmpl",
         );
         let seen = object(&status, &running, &grant(7), false);

@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn found_while_it_runs() {
         let running = Running::default();
-        let peer = Peer { uid: Some(7), gid: Some(7), tcp: false, name: None };
+        let peer = Peer { uid: Some(7), gid: Some(7), groups: [].into(), tcp: false, name: None };
         let entry = running.enter((PromptId(12), None), &peer, "chatcmpl");
         let public = entry.public().to_owned();
         assert_eq!(running.find(&public), Some((PromptId(12), peer.clone())));

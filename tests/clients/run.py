@@ -21,9 +21,17 @@ PYTHON = [
 ]
 
 
-def run(name, command, **more):
+# A client takes seconds; none is waited for much longer, for some try again for minutes.
+PATIENCE_SECONDS = 600
+
+
+def run(name, command):
     print(f"== {name}", flush=True)
-    return subprocess.run(command, **more).returncode == 0
+    try:
+        return subprocess.run(command, timeout=PATIENCE_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        print(f"  not done after {PATIENCE_SECONDS} s")
+        return False
 
 
 def main():

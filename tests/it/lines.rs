@@ -1,5 +1,7 @@
 //! The line socket, as bytes: one request a line, one answer a line.
 
+use std::time::Duration;
+
 use promptd::request::{Code, Event, Input, Refusal};
 use promptd::socket::Patience;
 use promptd::wire::Limits;
@@ -174,4 +176,33 @@ async fn stopping_finishes_what_runs() {
     let path = door.path.clone();
     let _dir = door.stopped().await;
     assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn who_does_not_read_counts_as_gone() {
+    let patience = Patience { unread: Duration::from_millis(50), ..Patience::default() };
+    let mut door = Door::with(Kind::Lines, patience, Limits::default());
+    let mut deaf = door.connect().await;
+    deaf.send("{\"prompt\":\"x\",\"stream\":true}\n").await;
+    let unread = door.accepted().await;
+    let mut other = door.connect().await;
+    other.send("{\"prompt\":\"y\",\"stream\":true}\n").await;
+    let events = door.accepted().await;
+    let piece = "x".repeat(10_000);
+    let fill = async {
+        loop {
+            unread.send(delta(&piece));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    soon(async {
+        tokio::select! { () = fill => {}, () = unread.closed() => {} }
+    })
+    .await;
+    // Nobody else waits for it.
+    events.send(delta("here"));
+    assert_eq!(line(&mut other).await["d"], "here");
+    events.send(finished());
+    assert_eq!(line(&mut other).await["text"], "here");
+    drop(deaf);
 }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Gid, Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::service::{Plan, Service};
 use crate::support::{PATIENCE, http, wait_for};
@@ -63,7 +63,8 @@ fn thousands_of_half_requests_delay_nobody() {
         waits.last().unwrap(),
         alone.iter().max().unwrap()
     );
-    assert!(waits[waits.len() / 2] < Duration::from_millis(100), "{waits:?}");
+    // The machine itself may stop for longer, once or twice.
+    assert!(waits[waits.len() * 99 / 100 - 1] < Duration::from_millis(100), "{waits:?}");
 }
 
 /// Time on the processor so far, in ticks of 10 ms.
@@ -106,4 +107,26 @@ fn who_may_not_ask_is_told_before_the_body_is_read() {
         let word = if path.starts_with("/api/") { "may not ask here" } else { "\"forbidden\"" };
         assert!(text.contains(word), "{path}: {text}");
     }
+}
+
+/// Credentials belong to a thread, so one of its own shows what another group changes.
+#[test]
+fn any_group_that_somebody_is_in_counts() {
+    let clients = "[clients.strangers]\ngids = [4242]\ndeny = true\n";
+    let service = Service::start(&Plan::demo().with(clients)).ready();
+    let socket = service.socket();
+    let as_a_member_of = |groups: Vec<Gid>| {
+        let socket = socket.clone();
+        let inside = move || {
+            rustix::thread::set_thread_groups(&groups).ok()?;
+            Some(http::get(&socket, "/v1/models").status)
+        };
+        std::thread::Builder::new().spawn(inside).unwrap().join().unwrap()
+    };
+    let [one, stranger] = [4241, 4242].map(Gid::from_raw);
+    let Some(status) = as_a_member_of(vec![one]) else {
+        return println!("skipped: only root changes groups");
+    };
+    assert_eq!(status, 200);
+    assert_eq!(as_a_member_of(vec![one, stranger]), Some(403));
 }

@@ -75,6 +75,47 @@ fn only_with_a_key() {
     assert!(!service.log().contains(KEY));
 }
 
+/// The status of an order that this client gives.
+fn order(port: u16, method: &str, path: &str, key: &str) -> u16 {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let body = json!({"level": "info"}).to_string();
+    let head = format!("Host: localhost\r\nConnection: close\r\nAuthorization: Bearer {key}");
+    let length = body.len();
+    write!(stream, "{method} {path} HTTP/1.1\r\n{head}\r\nContent-Length: {length}\r\n\r\n{body}")
+        .unwrap();
+    let mut text = String::new();
+    let _ = stream.read_to_string(&mut text);
+    text.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_guest_orders_nothing_and_ends_nobody_elses_prompt() {
+    const GUEST: &str = "a-guests-key-of-sixteen-bytes";
+    let folder = tempfile::tempdir().unwrap();
+    let [operator, guest] = [("operator", KEY), ("guest", GUEST)].map(|(name, key)| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, key).unwrap();
+        file
+    });
+    let port = free_port();
+    let more = format!(
+        "[clients.operator]\napi_key_file = {operator:?}\nadmin = true\n[clients.guest]\napi_key_file = {guest:?}\n"
+    );
+    let plan = Plan::demo().with(&more).with_socket(&format!("tcp = \"127.0.0.1:{port}\"\n"));
+    let service = Service::start(&plan).ready();
+    assert_eq!(order(port, "POST", "/admin/loglevel", GUEST), 403);
+    assert_eq!(order(port, "POST", "/admin/loglevel", KEY), 200);
+    // A prompt of somebody else's that takes a while.
+    let long = json!({"prompt": "Once", "regex": "[a-z]{400}", "max_tokens": 440, "stream": true});
+    let mut events = http::stream(&service.socket(), "/v1/completions", &long);
+    let id = events.next().unwrap()["id"].as_str().unwrap().to_owned();
+    let path = format!("/v1/requests/{id}");
+    for key in [GUEST, KEY] {
+        assert_eq!(order(port, "DELETE", &path, key), 403);
+    }
+}
+
 #[test]
 fn not_without_keys() {
     let plan = Plan::demo().with_socket(&format!("tcp = \"127.0.0.1:{}\"\n", free_port()));
