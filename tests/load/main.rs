@@ -18,9 +18,14 @@ mod figures;
 #[path = "../it/support/mosquitto.rs"]
 mod mosquitto;
 #[cfg(test)]
+mod mqtt;
+#[cfg(test)]
 mod overhead;
 #[cfg(test)]
 mod overload;
+#[cfg(test)]
+#[path = "../it/support/raw_mqtt.rs"]
+mod raw_mqtt;
 #[cfg(test)]
 mod service;
 
@@ -29,7 +34,8 @@ type Play = fn(Option<u64>) -> ExitCode;
 
 /// What can be played, by its name on the command line.
 #[cfg(test)]
-const PLAYS: [(&str, Play); 2] = [("overhead", overhead::play), ("overload", overload::play)];
+const PLAYS: [(&str, Play); 3] =
+    [("broker", mqtt::play), ("overhead", overhead::play), ("overload", overload::play)];
 
 #[cfg(test)]
 fn main() -> ExitCode {

@@ -1,0 +1,150 @@
+//! What promptd adds to a question and its answer over mosquitto: beside an echo of the same broker that only sends back what it is asked,
+//! with accepted prompts kept in memory or on the disk; how many it accepts and refuses in a second; and its memory.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use crate::figures::quantile;
+use crate::mosquitto::Broker;
+use crate::raw_mqtt::{self, Receiver, Sender};
+use crate::service::{Plan, Service};
+
+/// The limits: against the echo's median, beside the disk's own, and each second.
+const TIMES: f64 = 1.5;
+const REFUSED: f64 = 2000.0;
+const ACCEPTED: f64 = 500.0;
+const MEMORY: u64 = 25 << 20;
+/// Prompts under way at once when they are counted: fewer than one client has places, and enough for a broker.
+const AT_ONCE: u16 = 16;
+
+/// One asker.
+struct Asker {
+    sender: Sender,
+    receiver: Receiver,
+    asked: u32,
+}
+
+impl Asker {
+    fn new(port: u16, answers: &str) -> Asker {
+        let (mut sender, mut receiver) = raw_mqtt::connect(port, "asker", false);
+        sender.subscribe(answers);
+        while receiver.packet().unwrap().0 != 0x90 {}
+        Asker { sender, receiver, asked: 0 }
+    }
+
+    fn ask(&mut self, topic: &str, right: bool) {
+        self.asked += 1;
+        let field = if right { "prompt" } else { "promt" };
+        let text = format!(r#"{{"id":"a{}","{field}":"hi","max_tokens":1}}"#, self.asked);
+        self.sender.publish(topic, u16::try_from(self.asked % 60_000 + 1).unwrap(), &text);
+    }
+
+    fn answer(&mut self, right: bool) {
+        let (_, payload) = self.receiver.message().unwrap();
+        let text = String::from_utf8_lossy(&payload);
+        let is_error = text.contains(r#""status":"error""#);
+        assert_eq!(is_error, !right, "{text}");
+    }
+
+    /// Times of questions one after the other.
+    fn times(&mut self, topic: &str, lasts: Duration) -> Vec<Duration> {
+        let (mut times, begun) = (Vec::new(), Instant::now());
+        while times.len() < 20 || begun.elapsed() < lasts {
+            let asked = Instant::now();
+            self.ask(topic, true);
+            self.answer(true);
+            times.push(asked.elapsed());
+        }
+        times
+    }
+
+    /// How many answers come in a second with so many questions under way.
+    fn rate(&mut self, topic: &str, right: bool, at_once: u16, lasts: Duration) -> f64 {
+        (0..at_once).for_each(|_| self.ask(topic, right));
+        let (mut count, begun) = (0_u32, Instant::now());
+        while begun.elapsed() < lasts {
+            self.answer(right);
+            self.ask(topic, right);
+            count += 1;
+        }
+        let rate = f64::from(count) / begun.elapsed().as_secs_f64();
+        (0..at_once).for_each(|_| self.answer(right));
+        rate
+    }
+}
+
+/// Measures for so many seconds, with the limits; without a number only for a moment, and nothing is judged.
+pub(crate) fn play(seconds: Option<u64>) -> ExitCode {
+    let Some(broker) = Broker::start("max_queued_messages 0\nmax_inflight_messages 0") else {
+        return ExitCode::SUCCESS;
+    };
+    let lasts = Duration::from_millis(seconds.map_or(200, |seconds| seconds * 1000 / 6));
+    let port = broker.port;
+    let (mut back, mut questions) = raw_mqtt::connect(port, "echo", false);
+    back.subscribe("echo/ask");
+    while questions.packet().unwrap().0 != 0x90 {}
+    // It ends with this process.
+    let echo = move || {
+        let mut number = 0_u16;
+        while let Some((_, payload)) = questions.message() {
+            number = number % 60_000 + 1;
+            back.publish("echo/answer", number, &String::from_utf8_lossy(&payload));
+        }
+    };
+    std::thread::Builder::new().spawn(echo).unwrap();
+    let echo = quantile(&Asker::new(port, "echo/answer").times("echo/ask", lasts), 0.5);
+    let sync = quantile(&syncs(), 0.5);
+    println!("an echo: {echo:?} in the median; one fsync: {sync:?}");
+    let mut misses = Vec::new();
+    for durability in ["memory", "disk"] {
+        let plan = Plan { slots: 4, ..Plan::paced(Duration::ZERO) };
+        let more = format!(
+            "durability = {durability:?}\n[mqtt]\nurl = \"mqtt://127.0.0.1:{port}\"\nnode = {durability:?}\n"
+        );
+        let service = Service::start(&Plan { more, ..plan });
+        let ask = format!("promptd/{durability}/ask");
+        // The retained word comes when promptd listens.
+        let mut online = Asker::new(port, &format!("promptd/{durability}/availability"));
+        assert_eq!(online.receiver.message().unwrap().1, b"online");
+        let mut asker = Asker::new(port, &format!("promptd/{durability}/answer/#"));
+        let time = quantile(&asker.times(&ask, lasts), 0.5);
+        let accepted = asker.rate(&ask, true, AT_ONCE, lasts);
+        let refused = asker.rate(&ask, false, AT_ONCE * 4, lasts);
+        let memory = service.memory();
+        println!(
+            "{durability}: {time:?} in the median, {:.2} of the echo's; {accepted:.0} accepted and {refused:.0} refused a second; {} KiB",
+            time.as_secs_f64() / echo.as_secs_f64(),
+            memory >> 10
+        );
+        let most = echo.mul_f64(TIMES);
+        let most = if durability == "disk" { most + sync.mul_f64(TIMES) } else { most };
+        for (holds, what) in [
+            (time <= most, format!("{durability}: an answer takes {most:?} at most: {time:?}")),
+            (accepted >= ACCEPTED, format!("{durability}: {ACCEPTED} accepted a second")),
+            (refused >= REFUSED, format!("{durability}: {REFUSED} refused a second")),
+            (memory <= MEMORY, format!("{durability}: {MEMORY} bytes of memory at most")),
+        ] {
+            misses.extend((!holds && seconds.is_some()).then_some(what));
+        }
+    }
+    for miss in &misses {
+        println!("MISSED: {miss}");
+    }
+    if misses.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What this disk needs for one write that is safe.
+fn syncs() -> Vec<Duration> {
+    let folder = tempfile::Builder::new().prefix("promptd-l-").tempdir_in("/tmp").unwrap();
+    let mut file = File::create(folder.path().join("f")).unwrap();
+    let mut times = Vec::new();
+    for _ in 0..100 {
+        let begun = Instant::now();
+        file.write_all(&[7; 4096]).unwrap();
+        file.sync_data().unwrap();
+        times.push(begun.elapsed());
+    }
+    times
+}
