@@ -8,6 +8,7 @@
 #   make bench-peers     promptd beside llama.cpp and onnxruntime-genai on the same shape of model (docs/performance.md)
 #   make test-clients   real clients (curl, socat, openai, ollama, LangChain, Node, Home Assistant's requests) against a built promptd; installs them into target/
 #   make test-recipes   docs/recipes.md with packages from npm and pip: paho-mqtt, aiomqtt, MQTT.js, a Node-RED, and Home Assistant's core where HA_PYTHON (python3.13) is there
+#   make test-frozen   a broker that hangs for a minute (SECONDS=N for others) and is back within seconds
 #   make overload    a hundred times the capacity for ten minutes (SECONDS=N for others), against the figures of docs/promises.md
 #   make overhead    what socket and processes add to a request and to a token, and what eight quick streams cost (docs/performance.md)
 #   make test-powercut   as root: power cuts at any write of a disk while promptd works on it (CUTS=N)
@@ -25,7 +26,8 @@
 #   make deb     Debian packages for amd64 and arm64, a tarball of each, SBOM and notices, in target/packages; ARCHES=amd64 for one
 #   make cross   target/…/release/promptd for aarch64 boards, built on x86-64
 #   make test-systemd   as root: the package in a real systemd, from installation to purge (SUITE=trixie: in another Debian)
-#   make test-arm   the aarch64 program under qemu as the processors of a Pi 4, a Pi 5 and a newer board
+#   make test-arm   the arm64 package's program, library and model under qemu as the processors of a Pi 4, a Pi 5 and a newer board
+#   make test-package   after make deb: what is in the packages, their dependencies, the SBOM against CycloneDX's schema, lintian
 #   make test-reproducible   the package built twice in two folders has the same bytes
 #   make install   as root, after make build: program, library, demo model, unit; DESTDIR is honoured
 #   make faults N=10000 SEED=1   seeded histories with faults; goes on from any seed (docs/promises.md)
@@ -37,7 +39,8 @@ PYTHON ?= python3
 # Where Cargo builds; the library lies beside the binaries, where they look for it.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help install monitoring overhead overload runtime test test-arm test-clients test-cluster test-families test-golden test-homeassistant test-models test-page test-powercut test-protocol test-recipes test-reproducible test-schema test-schemas test-systemd written-models
+.PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help install monitoring overhead overload runtime test test-arm test-clients test-cluster test-families test-frozen test-golden test-homeassistant test-models test-page test-powercut test-protocol test-recipes test-reproducible test-schema test-schemas test-systemd written-models
+.PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help install monitoring overhead overload runtime test test-arm test-clients test-cluster test-families test-golden test-homeassistant test-models test-package test-page test-powercut test-protocol test-recipes test-reproducible test-schema test-schemas test-systemd written-models
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -70,8 +73,17 @@ test-systemd: docs $(if $(filter $(TARGET)/release/promptd,$(DEB_PROGRAM)),build
 	$(PYTHON) tests/systemd/run.py --work $(TARGET)/systemd-test --deb $(TARGET)/systemd-test/debs/promptd_0.0.1_amd64.deb \
 		--newer $(TARGET)/systemd-test/debs/promptd_0.0.2_amd64.deb --suite $(SUITE) $(if $(ONLY),--only $(ONLY))
 
-test-arm: cross
-	@$(PYTHON) tests/arm/run.py --target $(TARGET)
+test-arm: docs runtime
+	@test -x $(TARGET)/release/promptd || $(CARGO) build --locked --quiet
+	@rm -rf $(TARGET)/arm-test && PROMPTD_PACKAGE_QUICKLY=1 packaging/build.sh arm64 --no-tarball --out $(TARGET)/arm-test
+	@$(PYTHON) tests/arm/run.py --target $(TARGET) --deb $(TARGET)/arm-test/promptd_*_arm64.deb
+
+PACKAGES ?= $(wildcard $(TARGET)/packages/*.deb)
+test-package:
+	@test -n "$(PACKAGES)" || { echo "there is no package in $(TARGET)/packages: run \`make deb\` first"; exit 1; }
+	$(PYTHON) -m venv $(TARGET)/package-venv
+	$(TARGET)/package-venv/bin/pip install --quiet --disable-pip-version-check 'cyclonedx-python-lib[json-validation]'
+	$(TARGET)/package-venv/bin/python tests/package/check.py $(PACKAGES)
 
 test-reproducible:
 	@packaging/twice.sh
@@ -207,6 +219,9 @@ MS ?= 400
 
 fleet: runtime broker
 	PROMPTD_FLEET_MS=$(MS) $(CARGO) test --locked --test it -- three_boards --nocapture
+
+test-frozen: broker
+	PROMPTD_TEST_FROZEN_SECONDS=$(if $(filter command line,$(origin SECONDS)),$(SECONDS),60) $(CARGO) test --locked --test it -- hangs_for_long --nocapture
 
 CUTS ?= 200
 

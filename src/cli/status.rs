@@ -92,6 +92,8 @@ fn table(version: &Value, socket: &Path, status: &Value) -> String {
     rows.extend(record(status).map(|text| ("record", text)));
     rows.extend(troubles(status));
     rows.extend(broker(status).map(|text| ("broker", text)));
+    rows.extend(denied(status).map(|text| ("denied", text)));
+    rows.extend(context(status).map(|text| ("context", text)));
     let running = at("/slots/running");
     rows.push((
         "running",
@@ -188,6 +190,31 @@ fn broker(status: &Value) -> Option<String> {
         (_, Some(_)) => format!("{}, not connected: {}", at("url"), at("trouble")),
         _ => format!("{}, not connected yet", at("url")),
     })
+}
+
+/// What the broker's access rules refuse.
+fn denied(status: &Value) -> Option<String> {
+    let denied = status.pointer("/broker/denied")?.as_array()?;
+    let one = |denied: &Value| {
+        let at = |key: &str| words(denied.get(key).unwrap_or(&Value::Null));
+        format!("{} {} ({})", at("action"), at("topic"), at("reason"))
+    };
+    let all: Vec<String> = denied.iter().map(one).collect();
+    (!all.is_empty()).then(|| format!("{}; allow it in the broker's access rules", all.join(", ")))
+}
+
+/// The values that profiles put into prompts: which of them are used.
+fn context(status: &Value) -> Option<String> {
+    let all = status.get("context")?.as_array()?;
+    let one = |reading: &Value| {
+        let topic = words(reading.get("topic").unwrap_or(&Value::Null));
+        match (reading.get("age_s").and_then(Value::as_u64), reading.get("stale")) {
+            (None, _) => format!("{topic} has none yet"),
+            (Some(age), Some(Value::Bool(true))) => format!("{topic} stale, {age} s old, not used"),
+            (Some(age), _) => format!("{topic} {age} s old"),
+        }
+    };
+    Some(all.iter().map(one).collect::<Vec<_>>().join("; "))
 }
 
 fn words(value: &Value) -> String {

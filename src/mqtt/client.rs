@@ -418,11 +418,24 @@ pub(super) fn refusal_of(code: u8) -> Option<String> {
     (code >= 0x80).then(|| code_name(code))
 }
 
-/// Why the broker lets us not subscribe, where it does not.
-pub(super) fn subscribed(codes: &[u8]) -> Result<(), String> {
-    match codes.iter().find(|code| **code >= 0x80) {
-        None => Ok(()),
-        Some(code) => Err(code_name(*code)),
+/// The broker's answer to a subscription, topic by topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Subscribed {
+    pub(crate) purpose: Purpose,
+    /// What was asked for, and why it was refused, where it was.
+    pub(crate) topics: Vec<(String, Option<String>)>,
+}
+
+impl Subscribed {
+    /// The codes stand in the order of the topics (3.9.3).
+    pub(super) fn new(purpose: Purpose, filters: Vec<String>, codes: &[u8]) -> Subscribed {
+        let codes = codes.iter().map(|code| refusal_of(*code)).chain(std::iter::repeat(None));
+        Subscribed { purpose, topics: filters.into_iter().zip(codes).collect() }
+    }
+
+    /// Why promptd does not hear all of it, where it does not.
+    pub(crate) fn result(&self) -> Result<(), String> {
+        self.topics.iter().find_map(|(_, refused)| refused.clone()).map_or(Ok(()), Err)
     }
 }
 
@@ -495,7 +508,12 @@ mod tests {
     fn acknowledgements_with_a_complaint() {
         assert_eq!(refusal_of(0x10), None);
         assert_eq!(refusal_of(0x87).as_deref(), Some("not authorized"));
-        assert_eq!(subscribed(&[1, 0]), Ok(()));
-        assert_eq!(subscribed(&[1, 0x80]), Err("unspecified error".to_owned()));
+        let of = |codes: &[u8]| {
+            Subscribed::new(Purpose::Prompts, vec!["a".to_owned(), "b".to_owned()], codes)
+        };
+        assert_eq!(of(&[1, 0]).result(), Ok(()));
+        assert_eq!(of(&[1, 0x80]).result(), Err("unspecified error".to_owned()));
+        assert_eq!(of(&[0x87, 1]).topics[0], ("a".to_owned(), Some("not authorized".to_owned())));
+        assert_eq!(of(&[1]).topics.len(), 2, "a broker that says too little");
     }
 }

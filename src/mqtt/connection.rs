@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::client::{
     self, Adapt, CONNECT_TIMEOUT, Client, Command, OFFLINE, Options, Purpose, RECEIVE_MAXIMUM,
-    Trouble, Welcome,
+    Subscribed, Trouble, Welcome,
 };
 use super::link::{End, Event};
 use super::message::{Delivery, Message, Publication, Word};
@@ -191,6 +191,9 @@ struct Ends {
     abandoned: Arc<Notify>,
 }
 
+/// What a subscription is for, and its topics.
+type Wanted = (Purpose, Vec<String>);
+
 struct Connection {
     version: Version,
     events: mpsc::Sender<Event>,
@@ -201,8 +204,8 @@ struct Connection {
     /// What is to be written.
     out: BytesMut,
     last_number: u16,
-    /// Packet numbers that the broker has not given back, since when, and what a subscription is for.
-    numbers: BTreeMap<u16, (Instant, Option<Purpose>)>,
+    /// Packet numbers that the broker has not given back, since when, and what a subscription is for and asks for.
+    numbers: BTreeMap<u16, (Instant, Option<Wanted>)>,
     said_unreadable: bool,
     /// What the door has not taken yet. Nothing more is read meanwhile, so that a door that has no room stops the broker;
     /// but the door's messages are written, which is what makes room. Bounded by the window of the outbox.
@@ -314,8 +317,8 @@ impl Connection {
                 }
             }
             Packet::Suback { packet, codes } => {
-                let Some((_, Some(purpose))) = self.numbers.remove(&packet) else { return Ok(()) };
-                Event::Subscribed(purpose, client::subscribed(&codes))
+                let Some((_, Some(wanted))) = self.numbers.remove(&packet) else { return Ok(()) };
+                Event::Subscribed(Subscribed::new(wanted.0, wanted.1, &codes))
             }
             Packet::Unsuback { packet } => {
                 self.numbers.remove(&packet);
@@ -343,7 +346,7 @@ impl Connection {
                 packet::puback(&mut self.out, self.version, packet).map_err(own_fault)
             }
             Command::Subscribe { filters, acknowledged, retained_once, purpose } => {
-                let number = self.number(Some(purpose))?;
+                let number = self.number(Some((purpose, filters.clone())))?;
                 let topic = |filter| Subscription { filter, acknowledged, retained_once };
                 let topics: Vec<_> = filters.iter().map(|filter| topic(filter)).collect();
                 packet::subscribe(&mut self.out, self.version, number, &topics).map_err(own_fault)
@@ -398,13 +401,13 @@ impl Connection {
     }
 
     /// A packet number that is not in use (2.2.1).
-    fn number(&mut self, purpose: Option<Purpose>) -> Result<u16, End> {
+    fn number(&mut self, wanted: Option<Wanted>) -> Result<u16, End> {
         for _ in 0..=u16::MAX {
             self.last_number = self.last_number.checked_add(1).unwrap_or(1);
             if let std::collections::btree_map::Entry::Vacant(entry) =
                 self.numbers.entry(self.last_number)
             {
-                entry.insert((Instant::now(), purpose));
+                entry.insert((Instant::now(), wanted));
                 return Ok(self.last_number);
             }
         }

@@ -10,6 +10,7 @@ use tracing::{debug, error, warn};
 
 use super::admin::Operated;
 use super::client::{CONNECT_TIMEOUT, Client, Options, Purpose, SESSION_EXPIRY_SECONDS, Welcome};
+use super::denied::Denials;
 use super::fleet::{Fleet, LOAD_EVERY, Passable};
 use super::health::Pulse;
 use super::ledger::Ledger;
@@ -33,8 +34,6 @@ use crate::scheduler::{InSession, Scheduler, Status};
 const EVENTS: usize = 16;
 /// Reports between the prompts and the door; a prompt waits when it is full.
 const REPORTS: usize = 64;
-/// A broker that lets promptd in but not listen is asked again after this long, over a new connection.
-const SUBSCRIBE_AGAIN: Duration = Duration::from_mins(1);
 /// How long a refusal is worth delivering, and an answer that is given a second time.
 pub(super) const REFUSAL_WANTED: Duration = Duration::from_mins(1);
 /// How often old answers are forgotten while nothing else happens.
@@ -198,7 +197,7 @@ pub(super) struct Door {
     pub(super) reports: (mpsc::Sender<Numbered>, mpsc::Receiver<Numbered>),
     pub(super) leaving: bool,
     pub(super) said_retained: Seldom,
-    said_refused: Seldom,
+    pub(super) denials: Denials,
     said_large: Seldom,
     pub(super) acks: VecDeque<Delivery>,
     pub(super) status_dirty: bool,
@@ -234,7 +233,7 @@ impl Door {
             reports: mpsc::channel(REPORTS),
             leaving: false,
             said_retained: Seldom::default(),
-            said_refused: Seldom::default(),
+            denials: Denials::default(),
             said_large: Seldom::default(),
             acks: VecDeque::new(),
             status_dirty: false,
@@ -263,7 +262,8 @@ impl Door {
         let tidy = Some(self.tidied + TIDY_EVERY);
         let health = self.pulse.due().filter(|_| self.is_listening());
         let fleet = self.fleet.as_ref().and_then(Fleet::wake);
-        [fleet, health, status, again, retry, tidy, self.outbox.next_expiry()]
+        let denied = self.denials.due().filter(|_| self.is_listening());
+        [fleet, health, status, again, denied, retry, tidy, self.outbox.next_expiry()]
             .into_iter()
             .flatten()
             .min()
@@ -291,6 +291,7 @@ impl Door {
             connection.client.abandon();
         }
         self.fleet_upkeep(now);
+        self.try_denied_again(now);
         if self.is_listening() {
             if self.status_dirty {
                 self.publish_status(now);
@@ -308,7 +309,7 @@ impl Door {
         if self.load_changed() { LOAD_EVERY } else { STATUS_EVERY }
     }
 
-    fn is_listening(&self) -> bool {
+    pub(super) fn is_listening(&self) -> bool {
         self.connection.as_ref().is_some_and(|connection| connection.subscribed)
     }
 
@@ -316,9 +317,14 @@ impl Door {
     pub(super) fn event(&mut self, event: Event, now: Instant) {
         match event {
             Event::Up { epoch, client, welcome } => self.up(epoch, client, &welcome),
-            Event::Subscribed(Purpose::Prompts, result) => self.subscribed(result, now),
-            Event::Subscribed(Purpose::Besides, result) => self.listens_besides(result),
-            Event::Subscribed(Purpose::Fleet | Purpose::Hops, result) => self.hears_fleet(result),
+            Event::Subscribed(answer) => {
+                self.heard_of(&answer, now);
+                match answer.purpose {
+                    Purpose::Prompts => self.subscribed(&answer.result(), now),
+                    Purpose::Besides => {}
+                    Purpose::Fleet | Purpose::Hops => self.hears_fleet(answer.result().is_ok()),
+                }
+            }
             Event::Message(message) => self.message(&message, now),
             Event::Useless { packet } => {
                 let epoch = self.connection.as_ref().map(|connection| connection.epoch);
@@ -333,16 +339,7 @@ impl Door {
                     let why_not = refused.or(unheard.then(|| "nobody listens there".to_owned()));
                     return self.handed(number, why_not.as_deref(), now);
                 }
-                if let Some(reason) = refused
-                    && let Some(others) = self.said_refused.now(now)
-                {
-                    warn!(
-                        others,
-                        topic = done.topic,
-                        reason,
-                        "the broker did not take a message; its access rules may forbid it"
-                    );
-                }
+                self.heard_back(&done.topic, refused, now);
                 self.done(&done.owner, now);
             }
             Event::Down => {
@@ -377,30 +374,19 @@ impl Door {
         });
     }
 
-    fn subscribed(&mut self, result: Result<(), String>, now: Instant) {
+    fn subscribed(&mut self, result: &Result<(), String>, now: Instant) {
         let Some(connection) = &mut self.connection else { return };
         match result {
             Ok(()) => {
                 connection.subscribed = true;
                 connection.subscribe_again = None;
                 // In this order: whoever sees `online` finds the rest.
-                self.info_last = None;
-                self.discovery.last = None;
-                self.status_last = None;
-                self.publish_status(now);
-                self.publish_state(self.topics.availability(), "online".to_owned(), None);
+                self.tell_states_anew(now);
                 self.listen_besides();
                 self.listen_to_fleet();
             }
-            Err(reason) => {
-                let topics = self.topics.subscriptions().join(" and ");
-                error!(
-                    reason,
-                    topics,
-                    "the broker does not let promptd listen; its access rules have to allow this user these topics"
-                );
-                connection.subscribe_again = Some(now + SUBSCRIBE_AGAIN);
-            }
+            // Without prompts there is nothing to do here: a new connection asks for them again.
+            Err(_) => connection.subscribe_again = Some(now + self.denials.next_wait()),
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use super::backoff::{Backoff, Kind};
-use super::client::{Adapt, Client, Options, Purpose, Trouble, Welcome};
+use super::client::{Adapt, Client, Options, Subscribed, Trouble, Welcome};
 use super::connection::{self, Manner};
 use super::message::Message;
 use super::packet::Version;
@@ -27,7 +27,7 @@ pub(crate) enum Event {
     /// A connection is up, the `epoch`-th.
     Up { epoch: u64, client: Client, welcome: Welcome },
     /// The broker answered a subscription.
-    Subscribed(Purpose, Result<(), String>),
+    Subscribed(Subscribed),
     /// A message came.
     Message(Message),
     /// A message came that nobody can use; it only has to be acknowledged.

@@ -9,6 +9,7 @@
 //! | `stream`, `tls` | the way to a broker |
 //! | `client`, `connection`, `link` | a connection as the door sees it, one connection from beginning to end, and which is next |
 //! | `prompt` | a prompt's way through the scheduler |
+//! | `denied` | what the broker's access rules refuse: told, and tried again |
 //! | `seldom` | which lines of the log are held back |
 //! | `door` | the one task that owns all of this |
 //! | `inbound`, `outcome`, `states`, `goodbye` | what it does with messages, with what happens to a prompt, what it tells about promptd, how it leaves |
@@ -24,6 +25,7 @@ mod admin;
 mod backoff;
 mod client;
 mod connection;
+mod denied;
 mod door;
 mod fleet;
 mod goodbye;

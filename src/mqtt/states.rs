@@ -113,6 +113,15 @@ impl Door {
         self.outbox.push(Owner::State, publication, None);
     }
 
+    /// Publishes all of it again, also what has not changed: the broker may take it now.
+    pub(super) fn tell_states_anew(&mut self, now: Instant) {
+        self.info_last = None;
+        self.discovery.last = None;
+        self.status_last = None;
+        self.publish_status(now);
+        self.publish_state(self.topics.availability(), "online".to_owned(), None);
+    }
+
     /// Publishes `offline`, as the broker would if promptd vanished.
     pub(super) fn publish_offline(&mut self) {
         self.publish_state(self.topics.availability(), OFFLINE.to_owned(), None);

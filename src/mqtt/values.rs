@@ -21,6 +21,11 @@ impl Door {
     /// The connection is up and prompts come: listens to the rest.
     pub(super) fn listen_besides(&mut self) {
         self.followed.clear();
+        self.listen_again();
+    }
+
+    /// Listens to what it does not listen to yet.
+    pub(super) fn listen_again(&mut self) {
         self.follow_values();
         let Some(connection) = self.connection.as_ref().filter(|_| self.facts.control.is_some())
         else {
@@ -28,21 +33,6 @@ impl Door {
         };
         if connection.client.subscribe(&[self.topics.requests()], Purpose::Besides).is_err() {
             error!("a new connection took no subscription; this is a bug");
-        }
-    }
-
-    /// The broker answered a subscription besides.
-    pub(super) fn listens_besides(&mut self, result: Result<(), String>) {
-        if let Err(reason) = result {
-            let topics: Vec<&str> = self.followed.iter().map(String::as_str).collect();
-            let (requests, topics) = (self.facts.control.is_some(), topics.join(", "));
-            warn!(
-                reason,
-                topics,
-                requests,
-                "the broker does not let promptd listen to all topics of `context_topics`, to `request/…`, or to Home Assistant's birth; its access \
-                 rules have to allow this user these topics"
-            );
         }
     }
 

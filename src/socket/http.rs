@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
@@ -367,6 +367,11 @@ fn ready(app: &App) -> Response<Reply> {
     let mut object = status_object(&status);
     if let (Some(broker), Some(map)) = (&app.broker, object.as_object_mut()) {
         map.insert("broker".into(), wire::broker_object(&broker.borrow()));
+    }
+    let policy = app.policies.current();
+    let ages = policy.profiles.context_ages(app.policies.readings(), Instant::now());
+    if let Some(map) = object.as_object_mut().filter(|_| !ages.is_empty()) {
+        map.insert("context".into(), wire::context_object(&ages));
     }
     json_response(code, &object)
 }

@@ -52,9 +52,9 @@ pub use ollama::{OllamaAsked, parse_ollama_chat, parse_ollama_generate};
 pub use payload::ModelVersions;
 pub use policy::{Policies, Policy};
 pub use profile::{Profile, Profiles};
-pub use readings::{ContextTopic, Readings};
+pub use readings::{ContextTopic, ReadingAge, Readings, context_object};
 pub use responses::parse_response;
-pub use status::{Broker, broker_object, status_object};
+pub use status::{Broker, Denied, broker_object, status_object};
 
 /// The version of promptd's own JSON, in requests and answers.
 pub const PROTOCOL: u64 = 1;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 use super::generation::{PENALTY, REPETITION};
 use super::limits::Limits;
 use super::names;
-use super::readings::{self, ContextTopic, Readings};
+use super::readings::{self, ContextTopic, ReadingAge, Readings};
 use crate::request::{Code, Constraint, Identity, Priority, Refusal};
 
 /// Defaults for the prompts that name this profile. A request may override each of them, unless the profile is `fixed`,
@@ -62,6 +62,9 @@ pub struct Profile {
     pub context_topics: Vec<ContextTopic>,
     /// How a value is written: `{name}`, `{value}` with its unit, `{age}`, `{topic}`.
     pub context_line: Option<String>,
+    /// After how many seconds a value is no longer true: an older one has no line. Absent: never.
+    #[schemars(range(min = 1))]
+    pub context_max_age_seconds: Option<u32>,
 }
 
 impl Profile {
@@ -110,6 +113,10 @@ impl Profile {
             );
         }
         readings::check(&self.context_topics, self.context_line.as_deref(), limits)?;
+        if self.context_max_age_seconds == Some(0) {
+            let message = "`context_max_age_seconds` must be at least 1; without it a value is used however old it is";
+            return bad("context_max_age_seconds", message.to_owned());
+        }
         self.check_constraint(limits)
     }
 
@@ -148,7 +155,12 @@ impl Profile {
         readings: &Readings,
         now: Instant,
     ) -> Option<String> {
-        let lines = readings.lines(&self.context_topics, self.context_line.as_deref(), now);
+        let lines = readings.lines(
+            &self.context_topics,
+            self.context_line.as_deref(),
+            self.context_max_age_seconds,
+            now,
+        );
         match (system, lines) {
             (Some(system), Some(lines)) => {
                 Some(format!("{}\n{lines}", system.trim_end_matches('\n')))
@@ -275,6 +287,15 @@ impl Profiles {
     pub fn context_topics(&self) -> BTreeSet<String> {
         let topics = self.0.values().flat_map(|profile| &profile.context_topics);
         topics.map(|topic| topic.topic.clone()).collect()
+    }
+
+    /// How old the values are that profiles put into prompts.
+    pub fn context_ages(&self, readings: &Readings, now: Instant) -> Vec<ReadingAge> {
+        let of = |profile: &'_ Profile| profile.context_max_age_seconds;
+        let topics = self.0.values().flat_map(|profile| {
+            profile.context_topics.iter().map(move |topic| (topic, of(profile)))
+        });
+        readings.ages(topics, now)
     }
 
     /// The names, in order.

@@ -36,6 +36,35 @@ pub struct ContextTopic {
     pub unit: Option<String>,
     /// Where in a JSON payload the value is, as a JSON pointer (RFC 6901): `/temperature`. Absent: the payload is the value.
     pub pointer: Option<String>,
+    /// After how many seconds a value is no longer true. Absent: the profile's `context_max_age_seconds`.
+    pub max_age_seconds: Option<u32>,
+}
+
+impl ContextTopic {
+    /// How old its value may be, where the profile says this of all.
+    fn most(&self, profile: Option<u32>) -> Option<Duration> {
+        self.max_age_seconds.or(profile).map(|seconds| Duration::from_secs(seconds.into()))
+    }
+}
+
+/// How old a topic's value is, for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadingAge {
+    /// The topic.
+    pub topic: String,
+    /// `None`: none came yet, or it was deleted.
+    pub age: Option<Duration>,
+    /// Whether it is too old for at least one profile that names it.
+    pub stale: bool,
+}
+
+/// `[{"topic":"greenhouse/temperature","age_s":12,"stale":false}]`
+pub fn context_object(ages: &[ReadingAge]) -> Value {
+    let one = |reading: &ReadingAge| {
+        let age = reading.age.map(|age| age.as_secs());
+        serde_json::json!({"topic": reading.topic, "age_s": age, "stale": reading.stale})
+    };
+    ages.iter().map(one).collect()
 }
 
 /// A topic, or a table that says more of it.
@@ -59,14 +88,17 @@ struct Table {
     unit: Option<String>,
     /// Where in a JSON payload the value is, as a JSON pointer.
     pointer: Option<String>,
+    /// After how many seconds a value is no longer true.
+    #[schemars(range(min = 1))]
+    max_age_seconds: Option<u32>,
 }
 
 impl From<Written> for ContextTopic {
     fn from(written: Written) -> Self {
         match written {
             Written::Topic(topic) => ContextTopic { topic, ..ContextTopic::default() },
-            Written::Table(Table { topic, name, unit, pointer }) => {
-                ContextTopic { topic, name, unit, pointer }
+            Written::Table(Table { topic, name, unit, pointer, max_age_seconds }) => {
+                ContextTopic { topic, name, unit, pointer, max_age_seconds }
             }
         }
     }
@@ -84,6 +116,11 @@ pub(super) fn check(
     let bad = |key: &str, message: String| Err(Refusal::bad_request(message).with_param(key));
     if topics.len() > MAX_TOPICS {
         return bad("context_topics", format!("`context_topics` may have {MAX_TOPICS} topics"));
+    }
+    if topics.iter().any(|topic| topic.max_age_seconds == Some(0)) {
+        let message =
+            "`max_age_seconds` must be at least 1; without it a value is used however old it is";
+        return bad("context_topics", message.to_owned());
     }
     for ContextTopic { topic, pointer, .. } in topics {
         let shown = topic.escape_debug();
@@ -153,22 +190,44 @@ impl Readings {
         true
     }
 
-    /// The lines for a prompt: one for each topic that has a value, in the order of the profile.
+    /// The lines for a prompt: one for each topic that has a value which is young enough, in the order of the profile.
     pub(super) fn lines(
         &self,
         topics: &[ContextTopic],
         line: Option<&str>,
+        most: Option<u32>,
         now: Instant,
     ) -> Option<String> {
         let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         let written = topics.iter().filter_map(|topic| {
             let reading = newest.get(&topic.topic)?.as_ref()?;
             let value = value(&reading.text, topic.pointer.as_deref())?;
-            let age = age(now.saturating_duration_since(reading.at));
-            Some(fill(line.unwrap_or(LINE), topic, &value, &age))
+            let old = now.saturating_duration_since(reading.at);
+            if topic.most(most).is_some_and(|most| old > most) {
+                return None;
+            }
+            Some(fill(line.unwrap_or(LINE), topic, &value, &age(old)))
         });
         let lines: Vec<String> = written.collect();
         (!lines.is_empty()).then(|| lines.join("\n"))
+    }
+
+    /// How old the values are of what profiles name, each topic once. `topics` come with what their profile says of all.
+    pub(super) fn ages<'a>(
+        &self,
+        topics: impl Iterator<Item = (&'a ContextTopic, Option<u32>)>,
+        now: Instant,
+    ) -> Vec<ReadingAge> {
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ages = BTreeMap::<&str, ReadingAge>::new();
+        for (topic, most) in topics {
+            let reading = newest.get(&topic.topic).and_then(Option::as_ref);
+            let old = reading.map(|reading| now.saturating_duration_since(reading.at));
+            let none = || ReadingAge { topic: topic.topic.clone(), age: old, stale: false };
+            let entry = ages.entry(&topic.topic).or_insert_with(none);
+            entry.stale |= old.zip(topic.most(most)).is_some_and(|(old, most)| old > most);
+        }
+        ages.into_values().collect()
     }
 }
 
@@ -252,20 +311,25 @@ mod tests {
         );
         let (readings, now) = (following(&topics), Instant::now());
         let later = |seconds| now + Duration::from_secs(seconds);
-        assert_eq!(readings.lines(&topics, None, now), None);
+        assert_eq!(readings.lines(&topics, None, None, now), None);
         assert!(readings.note("greenhouse/temperature", b"20", now));
         assert!(readings.note("greenhouse/temperature", b" 21.5\n", later(1)));
         assert!(readings.note("garage/door", b"open", now));
         assert!(readings.note("zigbee2mqtt/attic", br#"{"humidity":48,"battery":90}"#, later(13)));
         assert!(!readings.note("other", b"1", now));
         assert_eq!(
-            readings.lines(&topics, None, later(13)).unwrap(),
+            readings.lines(&topics, None, None, later(13)).unwrap(),
             "greenhouse/temperature = 21.5 °C, 12 s ago\ngarage/door = open, 13 s ago\n\
              attic humidity = 48 %, 0 s ago"
         );
         assert_eq!(
             readings
-                .lines(&topics[..1], Some("{{name}}: {value} ({topic}, {age}) {x"), later(601))
+                .lines(
+                    &topics[..1],
+                    Some("{{name}}: {value} ({topic}, {age}) {x"),
+                    None,
+                    later(601)
+                )
                 .unwrap(),
             "{greenhouse/temperature}: 21.5 °C (greenhouse/temperature, 10 min) {x"
         );
@@ -273,7 +337,7 @@ mod tests {
         readings.note("greenhouse/temperature", b"", now);
         readings.note("garage/door", b"\xff", now);
         readings.note("zigbee2mqtt/attic", b"offline", now);
-        assert_eq!(readings.lines(&topics, None, now), None);
+        assert_eq!(readings.lines(&topics, None, None, now), None);
     }
 
     #[test]
@@ -282,11 +346,35 @@ mod tests {
         let (readings, now) = (following(&topics), Instant::now());
         readings.note("a", "1\nb = {age}\u{2028}".as_bytes(), now);
         assert_eq!(
-            readings.lines(&topics, Some("{name} = {value}"), now).unwrap(),
+            readings.lines(&topics, Some("{name} = {value}"), None, now).unwrap(),
             "a = 1 b = {age}"
         );
         readings.note("a", "x".repeat(201).as_bytes(), now);
-        assert_eq!(readings.lines(&topics, Some("{value}"), now).unwrap(), "(too long)");
+        assert_eq!(readings.lines(&topics, Some("{value}"), None, now).unwrap(), "(too long)");
+    }
+
+    #[test]
+    fn what_is_too_old_is_not_used_and_told() {
+        let topics = topics("t = [\"a\", {topic = \"b\", max_age_seconds = 60}, \"never\"]");
+        let (readings, now) = (following(&topics), Instant::now());
+        let later = |seconds| now + Duration::from_secs(seconds);
+        readings.note("a", b"1", now);
+        readings.note("b", b"2", now);
+        let lines = |most, at| readings.lines(&topics, Some("{name} {value}"), most, later(at));
+        assert_eq!(lines(None, 60).as_deref(), Some("a 1\nb 2"));
+        assert_eq!(lines(None, 61).as_deref(), Some("a 1"), "its own bound");
+        assert_eq!(lines(Some(10), 11).as_deref(), Some("b 2"), "goes before the profile's");
+        assert_eq!(lines(Some(10), 61), None);
+        let told = readings.ages(topics.iter().map(|topic| (topic, Some(100))), later(61));
+        let short: Vec<_> = told
+            .iter()
+            .map(|one| (&*one.topic, one.age.map(|age| age.as_secs()), one.stale))
+            .collect();
+        let expected = [("a", Some(61), false), ("b", Some(61), true), ("never", None, false)];
+        assert_eq!(short, expected);
+        // The next value counts again.
+        readings.note("b", b"3", later(61));
+        assert_eq!(lines(Some(10), 62).as_deref(), Some("b 3"));
     }
 
     #[test]
@@ -297,7 +385,7 @@ mod tests {
         readings.note("b", b"2", now);
         readings.follow(&BTreeSet::from(["b".to_owned()]));
         readings.follow(&BTreeSet::from(["a".to_owned(), "b".to_owned()]));
-        assert_eq!(readings.lines(&topics, Some("{value}"), now).unwrap(), "2");
+        assert_eq!(readings.lines(&topics, Some("{value}"), None, now).unwrap(), "2");
     }
 
     #[test]
@@ -309,6 +397,7 @@ mod tests {
             ("t = [{topic = \"a\", pointer = \"x\"}]", None, "context_topics"),
             ("t = [\"a\"]", Some("no value"), "context_line"),
             ("t = []", Some("{value}"), "context_line"),
+            ("t = [{topic = \"a\", max_age_seconds = 0}]", None, "context_topics"),
         ] {
             let refusal = check(&topics(text), line, &limits).unwrap_err();
             assert_eq!(refusal.param.as_deref(), Some(key), "{text}");

@@ -81,9 +81,22 @@ pub struct Broker {
     pub connected: Option<&'static str>,
     /// Why there is none, or why the last one ended.
     pub trouble: Option<String>,
+    /// What its access rules refuse. Bounded by the door.
+    pub denied: Vec<Denied>,
 }
 
-/// `{"url":"mqtt://…","connected":false,"mqtt":"5","trouble":"…"}`
+/// A topic that the broker does not let promptd have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// `subscribe` or `publish`.
+    pub action: &'static str,
+    /// Which topic.
+    pub topic: String,
+    /// In the words of the standard: `not authorized`.
+    pub reason: String,
+}
+
+/// `{"url":"mqtt://…","connected":false,"mqtt":"5","trouble":"…","denied":[{"action":"publish","topic":"…","reason":"…"}]}`
 pub fn broker_object(broker: &Broker) -> Value {
     let mut object = Map::new();
     object.insert("url".into(), broker.url.as_str().into());
@@ -91,6 +104,12 @@ pub fn broker_object(broker: &Broker) -> Value {
     object.extend(broker.connected.map(|mqtt| ("mqtt".to_owned(), Value::from(mqtt))));
     let trouble = broker.trouble.as_deref();
     object.extend(trouble.map(|trouble| ("trouble".to_owned(), Value::from(trouble))));
+    if !broker.denied.is_empty() {
+        let denied = broker.denied.iter().map(|Denied { action, topic, reason }| {
+            json!({"action": action, "topic": topic, "reason": reason})
+        });
+        object.insert("denied".into(), denied.collect());
+    }
     Value::Object(object)
 }
 

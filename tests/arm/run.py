@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """The aarch64 promptd under qemu-user, as the processors of boards: its answers are those of x86-64, within what their kernels may differ.
 
-    run.py --target DIR [--program FILE] [--cpu NAME,…]
+    run.py --target DIR --deb FILE [--cpu NAME,…]
 
-Needs what `make cross` made (the program and libonnxruntime for aarch64), mosquitto, a promptd for this machine to compare with, and
-Linux 6.7 for a binfmt_misc of one's own (or root's, where qemu is registered for aarch64). qemu comes from Debian's backports.
+Program, libonnxruntime and model are those of the arm64 package (`make test-arm` makes it), unpacked. Needs mosquitto, a promptd for this
+machine to compare with, and Linux 6.7 for a binfmt_misc of one's own (or root's, where qemu is registered for aarch64). qemu comes from Debian's backports.
 
 For each processor: the demo model loads, a greedy answer and a schema-bound one come over the line socket, one over MQTT, and the
 log probabilities of a fixed prompt are compared with those of this machine. A72 (Raspberry Pi 4) has no dot product and computes
@@ -62,12 +62,14 @@ def enter(qemu, sysroot, cpu, folder):
 
 
 class Service:
-    def __init__(self, program, library, folder, port, prefix):
+    def __init__(self, program, library, model, folder, port, prefix):
         self.folder = folder
         self.lines = os.path.join(folder, "lines.sock")
         config = os.path.join(folder, "promptd.toml")
         with open(config, "w") as file:
-            file.write(f'[model]\npath = "{TOP}/models/demo"\nslots = 2\n[runtime]\nlibrary = "{library}"\nthreads = 1\n'
+            # The package's program finds its library by itself.
+            named = f'library = "{library}"\n' if library else ""
+            file.write(f'[model]\npath = "{model}"\nslots = 2\n[runtime]\n{named}threads = 1\n'
                        f'[socket]\npath = "{folder}/http.sock"\nlines_path = "{self.lines}"\n[state]\ndir = "{folder}/state"\n'
                        f'[mqtt]\nurl = "mqtt://127.0.0.1:{port}"\nnode = "arm"\n')
         self.log = open(os.path.join(folder, "log"), "w")
@@ -167,24 +169,25 @@ def free_port():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default=os.path.join(TOP, "target"))
-    parser.add_argument("--program", help="promptd for aarch64")
+    parser.add_argument("--deb", required=True, help="the arm64 package")
     parser.add_argument("--own", help="promptd for this machine")
     parser.add_argument("--cpu", default=",".join(CPUS))
     args = parser.parse_args()
     target = os.path.abspath(args.target)
     qemu, sysroot = setup(target)
-    built = subprocess.run(["sh", "-c", f"ls -t {target}/cross/build/aarch64*/aarch64-unknown-linux-gnu/*/promptd | head -1"],
-                           capture_output=True, text=True).stdout.strip()
-    program = args.program or built or sys.exit("run.py: there is no promptd for aarch64; run `make cross`")
-    libraries = os.path.join(target, "cross/onnxruntime-aarch64")
-    library = os.path.join(libraries, next(name for name in os.listdir(libraries) if name.startswith("libonnxruntime.so.")))
     own = args.own or next((path for kind in ("release", "debug") if os.path.exists(path := f"{target}/{kind}/promptd")), None)
-    own_library = os.path.join(target, "onnxruntime", os.path.basename(library))
+    if own is None:
+        sys.exit("run.py: there is no promptd for this machine to compare with; run `cargo build`")
+    own_libraries = os.path.join(target, "onnxruntime")
+    own_library = os.path.join(own_libraries, next(name for name in os.listdir(own_libraries) if name.startswith("libonnxruntime.so.")))
     version = subprocess.run([qemu, "--version"], capture_output=True, text=True).stdout.split()[2]
-    print(f"qemu {version}, {os.path.relpath(program, TOP)}, {os.path.basename(library)}", flush=True)
+    print(f"qemu {version}, {os.path.basename(args.deb)}, {os.path.basename(own_library)}", flush=True)
     broker_program = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin") or sys.exit("run.py: mosquitto is missing")
     failed, passed = 0, 0
     with tempfile.TemporaryDirectory(prefix="promptd-arm-", dir="/tmp") as work:
+        package = os.path.join(work, "package")
+        subprocess.run(["dpkg-deb", "-x", args.deb, package], check=True)
+        program, model = os.path.join(package, "usr/bin/promptd"), os.path.join(package, "usr/share/promptd/models/demo")
         port = free_port()
         with open(os.path.join(work, "m.conf"), "w") as file:
             file.write(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
@@ -195,7 +198,7 @@ def main():
                 folder = os.path.join(work, cpu)
                 os.mkdir(folder)
                 prefix = [] if cpu == platform.machine() else enter(qemu, sysroot, cpu, folder)
-                here = (own, own_library) if not prefix else (program, library)
+                here = (own, own_library, f"{TOP}/models/demo") if not prefix else (program, None, model)
                 begun = time.monotonic()
                 service = Service(*here, folder, port, prefix)
                 try:

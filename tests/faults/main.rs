@@ -17,6 +17,7 @@ mod judge;
 #[cfg(test)]
 mod ledger;
 #[cfg(test)]
+#[expect(dead_code, reason = "no rules are changed here")]
 #[path = "../it/support/mosquitto.rs"]
 mod mosquitto;
 #[cfg(test)]

@@ -69,9 +69,13 @@ mod mqtt_brokers;
 #[cfg(test)]
 mod mqtt_cluster;
 #[cfg(test)]
+mod mqtt_denied;
+#[cfg(test)]
 mod mqtt_faults;
 #[cfg(test)]
 mod mqtt_fleet;
+#[cfg(test)]
+mod mqtt_network;
 #[cfg(test)]
 mod mqtt_security;
 #[cfg(test)]

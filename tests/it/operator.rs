@@ -153,7 +153,7 @@ async fn what_the_house_knows_is_in_the_prompt() {
     let Some(broker) = Broker::start("") else { return };
     let config = format!(
         "[mqtt]\nurl = \"mqtt://127.0.0.1:{}\"\nnode = \"n\"\n[profiles.house]\n\
-         context_line = \"{{name}}: {{value}}\"\n\
+         context_line = \"{{name}}: {{value}}\"\ncontext_max_age_seconds = 10\n\
          context_topics = [{{topic = \"greenhouse/temperature\", name = \"greenhouse temperature\", unit = \"°C\"}}]\n",
         broker.port
     );
@@ -190,7 +190,14 @@ async fn what_the_house_knows_is_in_the_prompt() {
         let object: Value = serde_json::from_slice(&client.live().await.payload).unwrap();
         assert_eq!(object["text"], answer);
     }
-    drop(service);
+    // The sensor falls silent: what it said is soon not true any more, is not used, and the operator sees it.
+    let is_stale = |health: &Value| {
+        let reading = &health["context"][0];
+        reading["topic"] == "greenhouse/temperature" && reading["stale"] == true
+    };
+    service.until("a stale value", is_stale).await;
+    let told = text(&ask(&service, "house", QUESTION));
+    assert!(!told.contains("-3.0"), "{told}");
 }
 
 #[tokio::test]

@@ -197,6 +197,42 @@ def mqtt(box, args):
     return f"by the password that came as a credential: {answer!r}; in the journal: topic {entries[-1]['PROMPTD_TOPIC']}, client {entries[-1]['PROMPTD_CLIENT']}"
 
 
+CERTIFICATES = r"""set -e; mkdir -p /root/ca && cd /root/ca
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=house -days 2 -keyout ca.key -out ca.pem
+for name in localhost promptd; do
+    openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=$name -keyout $name.key -out $name.csr
+    printf 'subjectAltName=DNS:%s\nbasicConstraints=CA:FALSE' $name > $name.ext
+    openssl x509 -req -in $name.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile $name.ext -out $name.pem
+done
+install -m 640 -g mosquitto -t /etc/mosquitto ca.pem localhost.pem localhost.key
+install -m 600 ca.pem /etc/promptd/credentials/mqtt-ca
+install -m 600 promptd.pem /etc/promptd/credentials/mqtt-certificate
+install -m 600 promptd.key /etc/promptd/credentials/mqtt-key"""
+
+
+def mqtt_tls(box, args):
+    """A broker that shows a certificate of its own authority and wants one: all three files are credentials."""
+    box.sh(CERTIFICATES)
+    box.write("/etc/mosquitto/conf.d/tls.conf", "listener 8883 127.0.0.1\ncafile /etc/mosquitto/ca.pem\ncertfile /etc/mosquitto/localhost.pem\n"
+              "keyfile /etc/mosquitto/localhost.key\nrequire_certificate true\n")
+    box.sh("systemctl restart mosquitto")
+    here = "/etc/systemd/system/promptd.service.d/credentials.conf"
+    box.sh(f"sed -i 's/^#LoadCredential=/LoadCredential=/' {here}")
+    box.write("/etc/promptd/conf.d/10-mqtt.toml", MQTT.replace("mqtt://localhost:1883", "mqtts://localhost:8883"))
+    box.sh("systemctl daemon-reload && systemctl restart promptd")
+    answer = over_mqtt(box, "Who are you?")
+    expect("an answer through TLS", "promptd demo model" in answer, answer)
+    seen = json.loads(box.sh("promptd status --json").stdout)["broker"]
+    expect("it came that way", seen["connected"] and seen["url"].startswith("mqtts://"), seen)
+    handed = box.sh("ls /run/credentials/promptd.service").stdout.split()
+    # The other steps go on without TLS.
+    box.write("/etc/promptd/conf.d/10-mqtt.toml", MQTT)
+    box.sh(f"sed -i 's/^LoadCredential=mqtt-c/#&/; s/^LoadCredential=mqtt-k/#&/' {here} && rm /etc/mosquitto/conf.d/tls.conf && systemctl restart mosquitto")
+    box.sh("systemctl daemon-reload && systemctl restart promptd")
+    over_mqtt(box, "Who are you?")
+    return f"an answer through {seen['url']} by {', '.join(handed)}"
+
+
 def over_mqtt(box, prompt, wait=PATIENCE):
     def once():
         done = box.sh(f"mosquitto_rr -V 5 -u me -P mine -q 1 -t promptd/board/ask -e me/reply -m {shlex.quote(prompt)} -W 20", check=False)
@@ -479,7 +515,7 @@ def remove(box, args):
     return "removed with its configuration kept, installed again with it, purged without a trace"
 
 
-STEPS = [install, readiness, mqtt, doctor, sandbox, drop_ins, wedged_engine, wedged_service, activation, reload, change_model, stop_under_load, crash, upgrade, remove]
+STEPS = [install, readiness, mqtt, mqtt_tls, doctor, sandbox, drop_ins, wedged_engine, wedged_service, activation, reload, change_model, stop_under_load, crash, upgrade, remove]
 
 
 def main():

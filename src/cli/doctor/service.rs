@@ -74,6 +74,7 @@ fn told(status: &Value, findings: &mut Vec<Finding>) {
     let url = text("/broker/url");
     if broker.get("connected") == Some(&Value::Bool(true)) {
         findings.push(Finding::ok("service", format!("it is connected to {url}")));
+        findings.extend(denied(status, &url));
     } else {
         let trouble = text("/broker/trouble");
         findings.push(Finding::bad(
@@ -83,6 +84,20 @@ fn told(status: &Value, findings: &mut Vec<Finding>) {
             way_to_broker(&trouble),
         ));
     }
+}
+
+/// Topics that the broker's access rules keep from promptd: without some of them it is deaf or dumb.
+fn denied(status: &Value, url: &str) -> Option<Finding> {
+    let denied = status.pointer("/broker/denied")?.as_array().filter(|all| !all.is_empty())?;
+    let one = |denied: &Value| {
+        let at = |key: &str| denied.get(key).and_then(Value::as_str).unwrap_or("?").to_owned();
+        format!("to {} `{}` ({})", at("action"), at("topic"), at("reason"))
+    };
+    let all: Vec<String> = denied.iter().map(one).collect();
+    let says = format!("{url} does not allow promptd {}", all.join(", "));
+    let fix = "let promptd's user read and write these topics in the broker's access rules (systemd/mosquitto/promptd.acl has them all); promptd \
+               tries again by itself";
+    Some(Finding::bad("service", Grade::Problem, says, fix))
 }
 
 /// How many nodes of the graph run where: a GPU that computes few of them is of little use.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::{EVENTS, Fleet};
 use crate::mqtt::client::{Client, Options, Purpose, SESSION_EXPIRY_SECONDS};
@@ -236,6 +236,14 @@ impl Fleet {
 }
 
 impl Door {
+    /// Asks for the shared subscription and for what is handed on again, over a new connection.
+    pub(in crate::mqtt) fn share_anew(&self) {
+        let side = self.fleet.as_ref().and_then(|fleet| fleet.side.as_ref());
+        if let Some((_, client)) = side.and_then(|side| side.up.as_ref()) {
+            client.abandon();
+        }
+    }
+
     /// Something happened on one of the fleet's connections.
     pub(in crate::mqtt) fn fleet_event(&mut self, line: Line, event: Event, now: Instant) {
         let shared = self.fleet.as_ref().map(|fleet| self.topics.shared(&fleet.config.group));
@@ -281,23 +289,17 @@ impl Door {
                 let epoch = fleet.up(line).and_then(|up| up.as_ref()).map(|(epoch, _)| *epoch);
                 self.acknowledge(epoch.map(|epoch| Delivery { epoch, packet }));
             }
-            Event::Subscribed(Purpose::Hops, Ok(())) => {
-                fleet.side.iter_mut().for_each(|side| side.hears = true);
-                fleet.be_patient(now);
-            }
-            Event::Subscribed(Purpose::Hops, Err(reason)) => warn!(
-                reason,
-                topic = hops(&self.node),
-                "the broker does not let promptd hear what other boards hand on; its access rules have to allow this user this topic"
-            ),
-            Event::Subscribed(_, Err(reason)) => warn!(
-                reason,
-                topic = shared,
-                "the broker does not let promptd share this subscription; it has to have shared subscriptions, and its access \
-                 rules have to allow this user this topic"
-            ),
-            Event::Subscribed(_, Ok(())) => {
-                info!(topic = shared, "prompts are shared with the fleet");
+            Event::Subscribed(answer) => {
+                match (answer.purpose, answer.result()) {
+                    (Purpose::Hops, Ok(())) => {
+                        fleet.side.iter_mut().for_each(|side| side.hears = true);
+                        fleet.be_patient(now);
+                    }
+                    (_, Ok(())) => info!(topic = shared, "prompts are shared with the fleet"),
+                    // Told with all else that is refused.
+                    (_, Err(_)) => {}
+                }
+                self.heard_of(&answer, now);
             }
             Event::Sent { .. } | Event::Acknowledged { .. } => {}
             Event::Down => {

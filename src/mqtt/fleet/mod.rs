@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::info;
 
 use self::gone::Gone;
 use self::hand::Handing;
@@ -168,18 +168,9 @@ impl Door {
     }
 
     /// The broker answered one of these subscriptions.
-    pub(super) fn hears_fleet(&mut self, result: Result<(), String>) {
-        let Some(fleet) = &mut self.fleet else { return };
-        match result {
-            Ok(()) => fleet.heard += 1,
-            Err(reason) => {
-                let [status, availability] = self.topics.peers();
-                warn!(
-                    reason,
-                    topics = [self.topics.cancel_any(), status, availability].join(", "),
-                    "the broker does not let promptd hear the other boards of its fleet; its access rules have to allow this user these topics"
-                );
-            }
+    pub(super) fn hears_fleet(&mut self, hears: bool) {
+        if let Some(fleet) = self.fleet.as_mut().filter(|_| hears) {
+            fleet.heard += 1;
         }
     }
 

@@ -9,6 +9,7 @@ pub(crate) mod http;
 pub(crate) mod model;
 pub(crate) mod mosquitto;
 pub(crate) mod raw_http;
+pub(crate) mod raw_mqtt;
 pub(crate) mod scripted_broker;
 pub(crate) mod service;
 pub(crate) mod terminal;

@@ -86,6 +86,11 @@ impl Broker {
         self.signal("-CONT");
     }
 
+    /// Has it read its access rules and passwords again.
+    pub(crate) fn read_again(&self) {
+        self.signal("-HUP");
+    }
+
     fn signal(&self, signal: &str) {
         let pid = self.child.as_ref().unwrap().id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
