@@ -77,7 +77,7 @@ const OWNED: &[(&str, &[&str])] = &[
     ("minisign_verify", &["src/inference/signature.rs"]),
     ("landlock", &["src/engine/sandbox.rs"]),
     ("seccompiler", &["src/engine/sandbox.rs"]),
-    ("libc", &["src/engine/sandbox.rs", "src/inference/mapped.rs"]),
+    ("libc", &["src/engine/sandbox.rs", "src/inference/mapped.rs", "src/socket/groups.rs"]),
 ];
 
 /// Libraries that exactly this many files may name.
@@ -231,6 +231,9 @@ fn unsafe_code_stays_where_it_is_expected() {
         })
         .map(|(file, _)| file)
         .collect();
-    assert!(with_unsafe.len() <= 3, "unsafe code has spread: {with_unsafe:?}");
-    assert!(with_unsafe.iter().all(|file| file.starts_with("src/inference/")), "{with_unsafe:?}");
+    // ONNX Runtime's pointers, the map of a file, and the one option of a socket that no library wraps.
+    let expected =
+        |file: &String| file.starts_with("src/inference/") || file == "src/socket/groups.rs";
+    assert!(with_unsafe.len() <= 4, "unsafe code has spread: {with_unsafe:?}");
+    assert!(with_unsafe.iter().all(expected), "{with_unsafe:?}");
 }
