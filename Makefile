@@ -119,7 +119,7 @@ MODELS_PYTHON := $(TARGET)/models-venv/bin/python
 
 $(MODELS_PYTHON):
 	$(PYTHON) -m venv $(TARGET)/models-venv
-	$@ -m pip install --quiet --disable-pip-version-check onnx numpy
+	$@ -m pip install --quiet --disable-pip-version-check onnx numpy onnxruntime
 
 test-models: runtime
 	@if test -d $(MATERIAL)/models; then $(MAKE) --no-print-directory written-models; \
@@ -136,7 +136,7 @@ written-models: $(MODELS_PYTHON)
 # Takes half an hour and four gigabytes of disk; FAMILIES names some of them.
 FAMILIES ?=
 test-families: runtime $(MODELS_PYTHON)
-	$(MODELS_PYTHON) -m pip install --quiet --disable-pip-version-check onnxruntime tokenizers
+	$(MODELS_PYTHON) -m pip install --quiet --disable-pip-version-check tokenizers
 	$(MODELS_PYTHON) tests/models/families.py --into $(TARGET)/families $(if $(FAMILIES),--only $(FAMILIES)) -- \
 		$(CARGO) test --locked --test it -- model_families
 

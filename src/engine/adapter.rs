@@ -138,6 +138,8 @@ fn load(
         slots: facts.slots,
         vocab_size: facts.vocab_size,
         chat: facts.chat,
+        text: facts.text,
+        embedding: facts.embedding,
         threads: facts.threads,
         runtime_version: facts.runtime_version,
         placement: Box::new(facts.placement),

@@ -11,7 +11,7 @@ use crate::request::{CallStyle, Event, Pinned, PromptId, Refusal, Request, Reuse
 pub use crate::inference::{Execution, Placement, Provider};
 
 /// Raised whenever a type in this file, or one it contains, changes.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// The largest frame either side accepts. The largest honest one is a request: its payload is bounded by the doors
 /// (1 MiB by default, 16 MiB at most), and everything else in it is small.
@@ -157,6 +157,10 @@ pub struct ModelInfo {
     pub vocab_size: u32,
     /// Whether it has a chat template.
     pub chat: bool,
+    /// Whether it writes text.
+    pub text: bool,
+    /// Numbers of the vectors that stand for texts, where it gives such.
+    pub embedding: Option<u32>,
     /// Threads of one step.
     pub threads: u16,
     /// ONNX Runtime's own version.

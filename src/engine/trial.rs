@@ -220,7 +220,10 @@ async fn answer(port: &mut EnginePort) -> Result<Result<(String, Finish), String
             Event::Delta { text: piece, .. } => text.push_str(&piece),
             Event::Finished(finish) => return Ok(Ok((text, finish))),
             Event::Failed(refusal) => return Ok(Err(refusal.message)),
-            Event::Queued { .. } | Event::Started { .. } | Event::Prefill { .. } => {}
+            Event::Queued { .. }
+            | Event::Started { .. }
+            | Event::Prefill { .. }
+            | Event::Vector { .. } => {}
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Which files of a repository are a model for a board: weights of other programs and other precisions stay where they are.
 
 use super::{HubError, RemoteFile};
-use crate::inference::preferred_graphs;
+use crate::inference::{POOLING_FOLDER, preferred_graphs};
 
 /// What belongs to other programs, or is no part of a model.
 const OTHERS: [&str; 16] = [
@@ -65,9 +65,11 @@ pub(super) fn choose(
             preferred_graphs().flat_map(|name| [format!("onnx/{name}"), name]).find(|name| is(name))
         }
     };
+    // How an embedding model's vectors are made.
+    let pooling = format!("{POOLING_FOLDER}/config.json");
     let wanted = |name: &str| {
         let is_hidden = name.starts_with('.') || name.contains("/.");
-        let is_top = !name.contains('/');
+        let is_top = !name.contains('/') || name == pooling;
         let is_of_graph = |graph: &str| {
             name == graph
                 || name
@@ -171,6 +173,14 @@ mod tests {
         assert_eq!(
             chosen(&js, None, Some("onnx/model.onnx")).unwrap(),
             ["config.json", "tokenizer.json", "onnx/model.onnx", "onnx/model.onnx_data"]
+        );
+        assert_eq!(
+            chosen(
+                &["config.json", "1_Pooling/config.json", "2_Dense/config.json", "model.onnx"],
+                None,
+                None
+            ),
+            Ok(["config.json", "1_Pooling/config.json", "model.onnx"].map(str::to_owned).to_vec())
         );
         assert!(
             chosen(&js, None, Some("x.onnx")).unwrap_err().contains("there are: onnx/model.onnx")

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::embedding::Vectors;
 use super::error::LoadError;
 use super::files::{inside, plain_file, read, read_json, read_text};
 use super::hashes::Hashes;
@@ -15,6 +16,7 @@ use super::manifest;
 use super::mapped::Mapped;
 use super::model_config::{self, ModelConfig};
 use super::onnx_file::{self, OnnxFile};
+use super::pooling::Pooling;
 
 /// A git-lfs pointer begins with this; its specification allows at most 1,024 bytes.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
@@ -47,6 +49,8 @@ pub(super) struct Folder {
     pub(super) contents: OnnxFile,
     /// How the graph is fed and read.
     pub(super) interface: Interface,
+    /// How hidden states become vectors, where the graph gives them.
+    pub(super) vectors: Option<Vectors>,
     /// The graph's file and those it takes weights from, with their sizes.
     pub(super) files: Vec<(PathBuf, u64)>,
     /// tokenizer.json, read.
@@ -76,6 +80,13 @@ pub(super) fn open(path: &Path, hashes: &mut Hashes) -> Result<Folder, LoadError
     let (contents, files) = check_graph(&root, &graph)?;
     let interface = Interface::check(&contents, &config, &graph)?;
     check_context(&mut config, &interface, &graph)?;
+    let vectors = match &interface.hidden {
+        None => None,
+        Some(hidden) => {
+            let width = hidden.width;
+            Some(Vectors { width, pooling: Pooling::of(&root, width)? })
+        }
+    };
     let tokenizer = read(&root.join("tokenizer.json"))?;
     let (tokenizer_config, template) = tokenizer_files(&root)?;
     let name =
@@ -88,6 +99,7 @@ pub(super) fn open(path: &Path, hashes: &mut Hashes) -> Result<Folder, LoadError
         variants,
         contents,
         interface,
+        vectors,
         files,
         tokenizer,
         tokenizer_config,

@@ -8,7 +8,7 @@ use ort::session::Session;
 use super::binding::Step;
 use super::error::LoadError;
 use super::folder::Folder;
-use super::interface::{CacheElement, InputNames, Interface};
+use super::interface::{CacheElement, Hidden, InputNames, Interface};
 use super::interrupt::Interrupt;
 use super::kv_cache::{self, KvCache, Padding, Shape, Window, dim};
 
@@ -33,6 +33,10 @@ pub(super) struct Graph {
     /// Several slots can take part in one step, as was tried.
     pub(super) batches: bool,
     half_logits: bool,
+    /// Hidden states of all tokens as an output.
+    hidden_output: Option<Hidden>,
+    /// The next step's hidden states are wanted.
+    wants_hidden: bool,
     /// See [`super::interface::Interface::single_steps`].
     single_steps: bool,
     /// Logits of the last step, one row for each of its slots.
@@ -41,6 +45,10 @@ pub(super) struct Graph {
     /// megabytes, and an allocator that gets them back time and again holds more of them than are ever in use.
     single: Vec<f32>,
     half: Vec<u16>,
+    /// Hidden states of the tokens of the last step that they were wanted of, and where the graph writes them.
+    hidden: Vec<f32>,
+    hidden_single: Vec<f32>,
+    hidden_half: Vec<u16>,
     interrupt: Arc<Interrupt>,
     pub(super) file: PathBuf,
 }
@@ -86,12 +94,17 @@ impl Graph {
             vocab: interface.vocab,
             pruned: interface.pruned,
             half_logits: interface.half_logits,
+            hidden_output: interface.hidden.clone(),
+            wants_hidden: false,
             may_batch: interface.batches && !interface.single_steps,
             batches: false,
             single_steps: interface.single_steps,
             logits: Vec::new(),
             single: Vec::new(),
             half: Vec::new(),
+            hidden: Vec::new(),
+            hidden_single: Vec::new(),
+            hidden_half: Vec::new(),
             interrupt: Arc::new(interrupt),
             file: file.clone(),
         })
@@ -120,6 +133,30 @@ impl Graph {
             return self.run(rows);
         }
         rows.iter().try_for_each(|row| self.run_alone(row))
+    }
+
+    /// One step of one slot, and the hidden states of its tokens, one behind the other. Fails where the graph gives none.
+    pub(super) fn hidden_states(&mut self, row: &Row<'_>) -> ort::Result<&[f32]> {
+        if self.hidden_output.is_none() {
+            return Err(ort::Error::new("the graph gives no hidden states"));
+        }
+        self.logits.clear();
+        self.hidden.clear();
+        self.wants_hidden = true;
+        let done = self.run_alone(row);
+        self.wants_hidden = false;
+        done?;
+        Ok(&self.hidden)
+    }
+
+    /// Whether the graph gives hidden states.
+    pub(super) fn gives_hidden(&self) -> bool {
+        self.hidden_output.is_some()
+    }
+
+    /// Whether the graph gives logits, from which a text is written.
+    pub(super) fn writes(&self) -> bool {
+        self.names.logits.is_some()
     }
 
     /// One slot's part, token by token where the graph is right only so.
@@ -162,10 +199,16 @@ impl Graph {
         let positions: Vec<i64> =
             rows.iter().flat_map(|row| row.past..row.past + tokens).map(dim).collect();
         let logit_rows = if self.pruned { 1 } else { tokens };
-        let elements = count * logit_rows * self.vocab;
+        let vocab = if self.writes() { self.vocab } else { 0 };
+        let elements = count * logit_rows * vocab;
         let (singles, halves) = if self.half_logits { (0, elements) } else { (elements, 0) };
         let single = at_least(&mut self.single, singles);
         let half = at_least(&mut self.half, halves);
+        let wanted = self.hidden_output.as_ref().filter(|_| self.wants_hidden);
+        let states = count * tokens * wanted.map_or(0, |hidden| hidden.width);
+        let in_half = wanted.is_some_and(|hidden| hidden.half);
+        let hidden_single = at_least(&mut self.hidden_single, if in_half { 0 } else { states });
+        let hidden_half = at_least(&mut self.hidden_half, if in_half { states } else { 0 });
 
         let (branch, keep) = ([first.past > 0], [1_i64]);
         let mut step = Step::new(&self.session)?;
@@ -175,24 +218,38 @@ impl Graph {
         if let Some(name) = &self.names.position_ids {
             step.input(name, &positions, &[dim(count), dim(tokens)])?;
         }
-        let shape = [count, logit_rows, self.vocab].map(dim);
+        let shape = [count, logit_rows, vocab].map(dim);
         if let Some(name) = &self.names.use_cache_branch {
             step.input(name, &branch, &[1])?;
         }
         if let Some((name, is_scalar)) = &self.names.logits_to_keep {
             step.input(name, &keep, if *is_scalar { &[] } else { &[1] })?;
         }
-        if self.half_logits {
-            step.output(&self.names.logits, half, &shape)?;
-        } else {
-            step.output(&self.names.logits, single, &shape)?;
+        match &self.names.logits {
+            Some(name) if self.half_logits => step.output(name, half, &shape)?,
+            Some(name) => step.output(name, single, &shape)?,
+            None => {}
+        }
+        if let Some(hidden) = wanted {
+            let shape = [count, tokens, hidden.width].map(dim);
+            if hidden.half {
+                step.output(&hidden.name, hidden_half, &shape)?;
+            } else {
+                step.output(&hidden.name, hidden_single, &shape)?;
+            }
         }
         step.run(&mut self.session, self.interrupt.options())?;
         self.cache.stepped(window);
 
+        if in_half {
+            let bits = self.hidden_half.get(..states).unwrap_or_default();
+            self.hidden.extend(bits.iter().map(|bits| half::f16::from_bits(*bits).to_f32()));
+        } else {
+            self.hidden.extend_from_slice(self.hidden_single.get(..states).unwrap_or_default());
+        }
         for row in 0..count {
-            let start = (row * logit_rows + logit_rows - 1) * self.vocab;
-            let range = start..start + self.vocab;
+            let start = (row * logit_rows + logit_rows - 1) * vocab;
+            let range = start..start + vocab;
             if self.half_logits {
                 let bits = self.half.get(range).unwrap_or_default();
                 self.logits.extend(bits.iter().map(|bits| half::f16::from_bits(*bits).to_f32()));

@@ -24,6 +24,8 @@ pub(super) struct Interface {
     /// The graph computes logits for the last token of a step only.
     pub(super) pruned: bool,
     pub(super) half_logits: bool,
+    /// What the graph gives of each token before it makes logits of it, where it does.
+    pub(super) hidden: Option<Hidden>,
     /// Past and present may be the same memory: each goes through `GroupQueryAttention`, which is made for it.
     pub(super) shares_buffer: bool,
     /// The batch dimension is not fixed to one.
@@ -67,6 +69,16 @@ impl CacheElement {
     }
 }
 
+/// Hidden states as an output of the graph: a vector for each token of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Hidden {
+    pub(super) name: CString,
+    /// Numbers of each vector.
+    pub(super) width: usize,
+    /// In half precision.
+    pub(super) half: bool,
+}
+
 /// The names the graph's own inputs and outputs have, ready for the C interface.
 #[derive(Clone, Debug)]
 pub(super) struct InputNames {
@@ -77,7 +89,8 @@ pub(super) struct InputNames {
     pub(super) use_cache_branch: Option<CString>,
     /// Of how many tokens logits are wanted, and whether it is a scalar.
     pub(super) logits_to_keep: Option<(CString, bool)>,
-    pub(super) logits: CString,
+    /// `None`: the graph has no such output, and gives hidden states only.
+    pub(super) logits: Option<CString>,
 }
 
 /// Names of one layer's key (or value): past and present.
@@ -91,6 +104,11 @@ pub(super) struct TensorName {
 const USE_CACHE_BRANCH: &str = "use_cache_branch";
 /// Names that exports use for the number of tokens whose logits are wanted.
 const LOGITS_TO_KEEP: [&str; 2] = ["num_logits_to_keep", "logits_to_keep"];
+/// What exports call logits.
+const LOGITS: &str = "logits";
+/// What exports call hidden states: onnxruntime-genai's builder with `include_hidden_states` or `exclude_lm_head`, and Optimum
+/// for `feature-extraction`.
+const HIDDEN_STATES: [&str; 2] = ["hidden_states", "last_hidden_state"];
 /// The half of Optimum's oldest exports that takes a past; it was traced with one token.
 const WITH_PAST: &str = "decoder_with_past_model";
 /// Inputs that only other kinds of models have, and what such a model is.
@@ -173,9 +191,16 @@ impl Interface {
         let stated = stated.map(|size| if cache == CacheElement::U8 { size / 2 } else { size });
         let head_size = view.agree("head_size", stated, head_size)?;
 
-        let logits = view.tensor(&file.outputs, "logits", &names.logits)?;
-        let half_logits = view.is_half(logits)?;
-        let vocab = logits.dims.last().copied().flatten();
+        let hidden = view.hidden()?;
+        let name = names.logits.as_deref().unwrap_or(LOGITS);
+        // Without logits it is a model that gives hidden states and writes nothing.
+        let nothing = names.logits.is_none() && !file.outputs.iter().any(|port| port.name == name);
+        let logits = match &hidden {
+            Some(_) if nothing => None,
+            _ => Some(view.tensor(&file.outputs, "logits", name)?),
+        };
+        let half_logits = logits.map_or(Ok(false), |logits| view.is_half(logits))?;
+        let vocab = logits.and_then(|logits| logits.dims.last().copied().flatten());
         let vocab = view.agree("vocab_size", Some(config.vocab), vocab)?;
         let cache_names = view.cache_names();
         let (most_context, has_long_tables) = rotary_positions(file);
@@ -187,8 +212,9 @@ impl Interface {
                 position_ids: has(&names.position_ids).then(|| cstring(&names.position_ids)),
                 use_cache_branch: branch.clone(),
                 logits_to_keep: keep.map(|input| (cstring(&input.name), input.dims.is_empty())),
-                logits: cstring(&names.logits),
+                logits: logits.map(|_| cstring(name)),
             },
+            hidden,
             shares_buffer: cache_names.iter().all(|name| view.goes_through_gqa(name)),
             cache_names,
             layers: usize::try_from(config.layers).unwrap_or(usize::MAX),
@@ -196,7 +222,8 @@ impl Interface {
             head_size,
             cache,
             vocab,
-            pruned: keep.is_some() || logits.dims.get(1) == Some(&Some(1)),
+            pruned: keep.is_some()
+                || logits.is_some_and(|logits| logits.dims.get(1) == Some(&Some(1))),
             half_logits,
             batches: batch != Some(1),
             single_steps: branch.is_some() || stem.starts_with(WITH_PAST),
@@ -280,6 +307,31 @@ impl View<'_> {
         Ok(port)
     }
 
+    /// Hidden states of all tokens, where the graph gives them under the name that is stated or a usual one.
+    fn hidden(&self) -> Result<Option<Hidden>, LoadError> {
+        let outputs = &self.file.outputs;
+        let port = match &self.config.names.hidden_states {
+            Some(name) => Some(self.tensor(outputs, "hidden_states", name)?),
+            None => outputs.iter().find(|port| HIDDEN_STATES.contains(&port.name.as_str())),
+        };
+        let Some(port) = port else { return Ok(None) };
+        let [_, tokens, width] = port.dims[..] else {
+            let reason = format!(
+                "{} has {} dimensions, expected [batch, tokens, numbers]",
+                port.name,
+                port.dims.len()
+            );
+            return Err(LoadError::file(self.graph, reason));
+        };
+        // Those of the last token only are an export for another purpose.
+        if tokens == Some(1) {
+            return Ok(None);
+        }
+        let width = self.agree("hidden_size", self.config.hidden_size, width)?;
+        let half = self.is_half(port)?;
+        Ok(Some(Hidden { name: cstring(&port.name), width, half }))
+    }
+
     /// An input of whole numbers.
     fn integers(&self, name: &str, key: &str) -> Result<(), LoadError> {
         let port = self.tensor(&self.file.inputs, key, name)?;
@@ -297,7 +349,7 @@ impl View<'_> {
             element::FLOAT16 => Ok(true),
             other => {
                 let reason = format!(
-                    "{} holds {}; promptd runs models whose logits are float32 or float16",
+                    "{} holds {}; promptd runs models that give float32 or float16",
                     port.name,
                     element::name(other)
                 );

@@ -118,7 +118,13 @@ fn step(model: &Model<'_>, context: u32) -> u64 {
     let chunk = CHUNK.min(u64::from(context));
     let rows = if interface.pruned { 1 } else { chunk };
     // ONNX Runtime writes into memory of ours; in half precision it computes them in its own first.
-    let logits = rows * interface.vocab as u64 * if interface.half_logits { 6 } else { 4 };
+    let vocab = if interface.names.logits.is_some() { interface.vocab as u64 } else { 0 };
+    let logits = rows * vocab * if interface.half_logits { 6 } else { 4 };
+    // Hidden states of a chunk: the graph's own, ours, and in half precision another copy of ours.
+    let hidden = interface
+        .hidden
+        .as_ref()
+        .map_or(0, |hidden| chunk * hidden.width as u64 * if hidden.half { 8 } else { 12 });
     let logits_layer = |node: &Node| node.outputs.iter().any(|name| name == "logits");
     let widest = (model.file.nodes.iter())
         .filter(|node| !logits_layer(node))
@@ -127,7 +133,7 @@ fn step(model: &Model<'_>, context: u32) -> u64 {
         .filter(|wide| *wide != interface.vocab as u64)
         .max()
         .unwrap_or(0);
-    logits.saturating_add(chunk * widest * 4 * WIDE_TENSORS)
+    logits.saturating_add(hidden).saturating_add(chunk * widest * 4 * WIDE_TENSORS)
 }
 
 /// Bytes that ONNX Runtime's CPU kernels take for weights in an order of their own, and the names of the tensors that are

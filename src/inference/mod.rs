@@ -8,6 +8,7 @@ mod cores;
 mod date;
 mod detokenizer;
 mod elf;
+mod embedding;
 mod error;
 mod families;
 mod files;
@@ -36,6 +37,7 @@ mod onnx_file;
 mod penalties;
 mod pins;
 mod placement;
+mod pooling;
 mod prefix;
 pub mod prepare;
 mod prepared;
@@ -70,6 +72,7 @@ use std::time::Instant;
 pub use error::{LoadError, StepError};
 pub use folder::preferred_graphs;
 pub use hashes::{hex, memory as remembered_hashes};
+pub use pooling::POOLING_FOLDER;
 pub use preparer::{Prepared, Preparer};
 pub use provider::{Placement, Provider};
 
@@ -85,7 +88,7 @@ pub use session::Execution;
 use folder::Folder;
 use graph::{Graph, Settings};
 use hashes::Hashes;
-use preparer::Parts;
+use preparer::{Embeds, Parts};
 use provider::Refused;
 use session::Opened;
 use template::Template;
@@ -161,6 +164,10 @@ pub struct Facts {
     pub vocab_size: u32,
     /// Whether it has a chat template.
     pub chat: bool,
+    /// Whether it writes text; else it gives vectors only.
+    pub text: bool,
+    /// Numbers of the vectors that stand for texts, where it gives such.
+    pub embedding: Option<u32>,
     /// Threads of one step.
     pub threads: u16,
     /// ONNX Runtime's own version.
@@ -191,13 +198,7 @@ pub fn load(
     let slots = config.slots.max(1);
     let own_context = folder.config.context;
     let context = if config.context == 0 { own_context } else { config.context.min(own_context) };
-    let mut warnings = folder.config.warnings.clone();
-    warnings.extend(words.warnings.iter().cloned());
-    let asked = config.context;
-    warnings.extend((asked > own_context).then(|| {
-        format!("a context of {asked} tokens was asked for, the model has {own_context}")
-    }));
-
+    let mut warnings = oddities(&folder, &words, config.context);
     warnings.extend(stale);
     check_memory(&folder, (slots, context), copy.is_some(), config.beside)?;
 
@@ -218,6 +219,8 @@ pub fn load(
         );
     }
 
+    let vectors = folder.vectors;
+    let around = vectors.map(|_| words.tokenizer.around(&folder.tokenizer_config));
     let facts = Facts {
         name: folder.name.clone(),
         architecture: folder.config.architecture.clone(),
@@ -225,6 +228,8 @@ pub fn load(
         slots,
         vocab_size: u32::try_from(vocab).unwrap_or(u32::MAX),
         chat: words.template.is_some(),
+        text: graph.writes(),
+        embedding: vectors.and_then(|vectors| u32::try_from(vectors.width).ok()),
         threads: config.execution.threads(),
         runtime_version: runtime.version,
         placement,
@@ -238,6 +243,8 @@ pub fn load(
         grammars,
         context,
         vocab,
+        writes: graph.writes(),
+        embeds: vectors.zip(around).map(|(vectors, around)| Embeds { vectors, around }),
     };
     let chunk =
         if config.prefill_chunk == 0 { DEFAULT_PREFILL_CHUNK } else { config.prefill_chunk };
@@ -254,6 +261,8 @@ pub fn load(
         slots: usize::from(slots),
         waiting: VecDeque::new(),
         reading: None,
+        embedding: None,
+        vectors,
         answering: Vec::new(),
         context: size(context),
         kept: prefix::Slots::new(usize::from(slots), size(chunk)),
@@ -261,6 +270,14 @@ pub fn load(
     };
     mapped::give_back();
     Ok(Loaded { facts, preparer: Preparer { parts: Arc::new(parts) }, runner })
+}
+
+/// What is odd in the folder, and a context that it cannot have.
+fn oddities(folder: &Folder, words: &Words, asked: u32) -> Vec<String> {
+    let own = folder.config.context;
+    let too_long = (asked > own)
+        .then(|| format!("a context of {asked} tokens was asked for, the model has {own}"));
+    folder.config.warnings.iter().chain(&words.warnings).cloned().chain(too_long).collect()
 }
 
 /// The prepared copy of a model, or why the one that is there is not used.

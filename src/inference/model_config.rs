@@ -31,6 +31,8 @@ pub(super) struct ModelConfig {
     pub(super) kv_heads: u32,
     /// Absent where neither the configuration nor a division says it.
     pub(super) head_size: Option<u32>,
+    /// Numbers of a token's hidden state, where it says so.
+    pub(super) hidden_size: Option<u32>,
     /// Ends an answer.
     pub(super) eos: Vec<u32>,
     pub(super) bos: Option<u32>,
@@ -47,7 +49,10 @@ pub(super) struct Names {
     pub(super) position_ids: String,
     pub(super) past_key: String,
     pub(super) past_value: String,
-    pub(super) logits: String,
+    /// `None`: `logits`, where there is such an output.
+    pub(super) logits: Option<String>,
+    /// `None`: one of the usual names, where there is one.
+    pub(super) hidden_states: Option<String>,
     pub(super) present_key: String,
     pub(super) present_value: String,
 }
@@ -60,7 +65,8 @@ impl Default for Names {
             position_ids: "position_ids".into(),
             past_key: "past_key_values.%d.key".into(),
             past_value: "past_key_values.%d.value".into(),
-            logits: "logits".into(),
+            logits: None,
+            hidden_states: None,
             present_key: "present.%d.key".into(),
             present_value: "present.%d.value".into(),
         }
@@ -118,6 +124,7 @@ pub(super) fn genai(file: &Path, json: &Value) -> Result<ModelConfig, LoadError>
             .count("num_key_value_heads")?
             .ok_or_else(|| decoder.missing("num_key_value_heads"))?,
         head_size: decoder.count("head_size")?,
+        hidden_size: decoder.count("hidden_size")?,
         eos,
         bos: model.ids("bos_token_id", vocab)?.first().copied(),
         names: names(&decoder)?,
@@ -139,7 +146,6 @@ fn names(decoder: &Object<'_>) -> Result<Names, LoadError> {
         (
             "outputs",
             vec![
-                ("logits", &mut names.logits),
                 ("present_key_names", &mut names.present_key),
                 ("present_value_names", &mut names.present_value),
             ],
@@ -154,6 +160,10 @@ fn names(decoder: &Object<'_>) -> Result<Names, LoadError> {
             if let Some(stated) = object.string(key)? {
                 *name = stated;
             }
+        }
+        if part == "outputs" {
+            names.logits = object.string("logits")?;
+            names.hidden_states = object.string("hidden_states")?;
         }
     }
     Ok(names)
@@ -221,6 +231,7 @@ pub(super) fn hugging_face(
             .ok_or_else(|| root.missing("num_hidden_layers"))?,
         kv_heads: root.count("num_key_value_heads")?.unwrap_or(heads),
         head_size,
+        hidden_size: hidden,
         eos: ids("eos_token_id")?,
         bos: ids("bos_token_id")?.first().copied(),
         names: Names::default(),
@@ -333,10 +344,7 @@ mod tests {
             (config.context, config.vocab, config.eos, config.bos),
             (512, 512, vec![1, 2], Some(1))
         );
-        assert_eq!(
-            (config.names.input_ids.as_str(), config.names.logits.as_str()),
-            ("tokens", "logits")
-        );
+        assert_eq!((config.names.input_ids.as_str(), config.names.logits), ("tokens", None));
     }
 
     #[test]

@@ -4,14 +4,15 @@
 use std::sync::Arc;
 
 use super::conversation::Marks;
+use super::embedding::Vectors;
 use super::form::Form;
 use super::grammar::{Demand, Grammars};
 use super::template::Template;
 use super::tokenizer::Tokenizer;
 use super::tools;
 use crate::request::{
-    CallStyle, Code, ContextOverflow, Input, Message, Pinned, Refusal, Request, Role, Sampling,
-    ToolChoice, Tools,
+    CallStyle, Code, ContextOverflow, Embed, EmbedText, Input, Message, Pinned, Refusal, Request,
+    Role, Sampling, ToolChoice, Tools,
 };
 
 /// The most tokens of an answer that slides on over the context. It is held whole, and sent in one message over MQTT: these
@@ -20,6 +21,12 @@ const MAX_SLIDING: u32 = 65_536;
 /// What an answer that slides on needs of the context, at most: half of it is forgotten each time, and a model that sees
 /// fewer of its own words than a sentence has writes none.
 const MIN_WINDOW: u32 = 64;
+
+/// The most tokens of all texts of one request for vectors, as OpenAI's description has it.
+const MAX_EMBED_TOKENS: usize = 300_000;
+/// The most numbers of all vectors of one request. They are held until the last one is there, in 8 MiB, and are three times
+/// as long as JSON; 2,048 vectors of 1,024 numbers go through.
+const MAX_NUMBERS: usize = 2 << 20;
 
 /// Turns requests into prompts that can be run.
 #[derive(Clone, Debug)]
@@ -35,11 +42,25 @@ pub(super) struct Parts {
     pub(super) grammars: Grammars,
     pub(super) context: u32,
     pub(super) vocab: usize,
+    /// Whether the model writes text.
+    pub(super) writes: bool,
+    /// How it gives vectors, where it does.
+    pub(super) embeds: Option<Embeds>,
+}
+
+/// How a model gives vectors.
+#[derive(Debug)]
+pub(super) struct Embeds {
+    pub(super) vectors: Vectors,
+    /// Tokens in front of every text and behind it.
+    pub(super) around: (Vec<u32>, Vec<u32>),
 }
 
 /// A prompt that was checked and can be run.
 pub struct Prepared {
     pub(super) tokens: Vec<u32>,
+    /// Texts that become vectors; empty where an answer is wanted.
+    pub(super) texts: Vec<Vec<u32>>,
     pub(super) max_tokens: u32,
     pub(super) sampling: Sampling,
     pub(super) stop: Vec<String>,
@@ -64,7 +85,8 @@ impl std::fmt::Debug for Prepared {
 impl Prepared {
     /// Tokens of the prompt as the model sees it.
     pub fn prompt_tokens(&self) -> u32 {
-        u32::try_from(self.tokens.len()).unwrap_or(u32::MAX)
+        let texts: usize = self.texts.iter().map(Vec::len).sum();
+        u32::try_from(self.tokens.len() + texts).unwrap_or(u32::MAX)
     }
 
     /// The most tokens the answer can have.
@@ -96,6 +118,10 @@ impl Preparer {
     /// `context_length_exceeded` with the context and the prompt's tokens, `bad_request` for an unusable schema or a
     /// conversation the model's template refuses, `unsupported` for a conversation where there is no template.
     pub fn prepare(&self, request: &Request) -> Result<Prepared, Refusal> {
+        if let Input::Embed(embed) = &request.input {
+            return self.embed(embed, request);
+        }
+        self.check_writes()?;
         let tokens = self.tokens(&request.input, request.tools.as_ref())?;
         self.finish(tokens, request)
     }
@@ -103,6 +129,9 @@ impl Preparer {
     /// The tokens that all prompts with this system message begin with: what two prompts have in common that share nothing
     /// else. Empty where that cannot be told.
     pub fn beginning(&self, pinned: &Pinned) -> Vec<u32> {
+        if !self.parts.writes {
+            return Vec::new();
+        }
         let prompt = |more: &str, text: &str| {
             let system = match pinned.system.as_str() {
                 system if pinned.goes_on => format!("{}\n{more}", system.trim_end_matches('\n')),
@@ -122,14 +151,107 @@ impl Preparer {
     /// # Errors
     /// As for [`Preparer::prepare`], and `bad_request` for a token the model does not know.
     pub fn prepare_tokens(&self, tokens: Vec<u32>, request: &Request) -> Result<Prepared, Refusal> {
-        if let Some(id) =
-            tokens.iter().find(|id| usize::try_from(**id).is_ok_and(|id| id >= self.parts.vocab))
-        {
-            let message =
-                format!("the prompt has the token {id}, the model knows {}", self.parts.vocab);
-            return Err(Refusal::bad_request(message).with_param("prompt"));
-        }
+        self.check_writes()?;
+        self.check_known(&tokens, "the prompt", "prompt")?;
         self.finish(tokens, request)
+    }
+
+    fn check_writes(&self) -> Result<(), Refusal> {
+        if self.parts.writes {
+            return Ok(());
+        }
+        let message =
+            "the served model gives embeddings and writes no text; ask POST /v1/embeddings";
+        Err(Refusal::new(Code::Unsupported, message))
+    }
+
+    /// Refuses tokens that the model does not know.
+    fn check_known(&self, tokens: &[u32], what: &str, param: &str) -> Result<(), Refusal> {
+        let known = |id: &u32| usize::try_from(*id).is_ok_and(|id| id < self.parts.vocab);
+        match tokens.iter().find(|id| !known(id)) {
+            None => Ok(()),
+            Some(id) => {
+                let message =
+                    format!("{what} has the token {id}, the model knows {}", self.parts.vocab);
+                Err(Refusal::bad_request(message).with_param(param))
+            }
+        }
+    }
+
+    /// Checks texts whose vectors are wanted.
+    fn embed(&self, embed: &Embed, request: &Request) -> Result<Prepared, Refusal> {
+        let Some(embeds) = &self.parts.embeds else {
+            let message = "the served model gives no embeddings: its graph has no output of hidden states (docs/models.md)";
+            return Err(Refusal::new(Code::Unsupported, message));
+        };
+        let width = embeds.vectors.width;
+        check_size(embed, width)?;
+        let mut total = 0;
+        let mut texts = Vec::with_capacity(embed.texts.len());
+        for (at, text) in embed.texts.iter().enumerate() {
+            let param =
+                if embed.texts.len() == 1 { "input".into() } else { format!("input[{at}]") };
+            let tokens = self.tokens_of(text, embeds, &param)?;
+            total += tokens.len();
+            if total > MAX_EMBED_TOKENS {
+                let message = format!(
+                    "the texts up to `{param}` have {total} tokens; {MAX_EMBED_TOKENS} are possible in one request"
+                );
+                let (most, have) = (MAX_EMBED_TOKENS as u64, total as u64);
+                return Err(Refusal::bad_request(message)
+                    .with_param("input")
+                    .with_limit(most, have));
+            }
+            texts.push(tokens);
+        }
+        Ok(Prepared {
+            tokens: Vec::new(),
+            texts,
+            max_tokens: 0,
+            sampling: request.sampling.clone(),
+            stop: Vec::new(),
+            stop_ids: Vec::new(),
+            slides: false,
+            form: None,
+            calls: None,
+            mark: None,
+            logprobs: None,
+        })
+    }
+
+    /// The tokens of a text that becomes a vector. All of the context is there for it.
+    fn tokens_of(
+        &self,
+        text: &EmbedText,
+        embeds: &Embeds,
+        param: &str,
+    ) -> Result<Vec<u32>, Refusal> {
+        let tokens = match text {
+            EmbedText::Tokens(tokens) => {
+                self.check_known(tokens, &format!("`{param}`"), param)?;
+                tokens.clone()
+            }
+            EmbedText::Text(text) => {
+                self.check_bytes(text.len()).map_err(|refusal| refusal.with_param(param))?;
+                let plain = self.parts.tokenizer.encode_plain(text, false);
+                let plain = plain.map_err(|error| tokenizer_failed(error).with_param(param))?;
+                let (front, behind) = &embeds.around;
+                [front.as_slice(), plain.as_slice(), behind.as_slice()].concat()
+            }
+        };
+        if tokens.is_empty() {
+            let message = format!("`{param}` has no tokens, and a vector needs at least one");
+            return Err(Refusal::bad_request(message).with_param(param));
+        }
+        let (have, context) = (tokens.len() as u64, u64::from(self.parts.context));
+        if have > context {
+            let message = format!(
+                "`{param}` has {have} tokens, the model's context holds {context}; shorten the text"
+            );
+            let refusal = Refusal::new(Code::ContextLengthExceeded, message).with_param(param);
+            return Err(refusal.with_limit(context, have));
+        }
+        Ok(tokens)
     }
 
     /// The tokens of a prompt as the model sees it.
@@ -144,6 +266,8 @@ impl Preparer {
             }
             Input::Ask { system: Some(system), text } => self.text(&format!("{system}\n\n{text}")),
             Input::Completion(text) | Input::Ask { system: None, text } => self.text(text),
+            // Its texts are no one prompt.
+            Input::Embed(_) => Ok(Vec::new()),
         }
     }
 
@@ -173,6 +297,7 @@ impl Preparer {
         let mark = mark.and_then(|mark| Some((self.parts.tokenizer.control(mark)?, mark)));
         Ok(Prepared {
             tokens,
+            texts: Vec::new(),
             max_tokens,
             sampling: request.sampling.clone(),
             stop: request.stop.clone(),
@@ -304,6 +429,26 @@ impl Preparer {
         }
         Ok(())
     }
+}
+
+/// Refuses vectors of another length than the model's, and more of them than are held at once.
+fn check_size(embed: &Embed, width: usize) -> Result<(), Refusal> {
+    if let Some(wanted) = embed.dimensions.filter(|wanted| usize::try_from(*wanted) != Ok(width)) {
+        let message = format!(
+            "`dimensions` is {wanted}; this model's vectors have {width} numbers, and none are left out"
+        );
+        let refusal = Refusal::new(Code::Unsupported, message).with_param("dimensions");
+        return Err(refusal.with_limit(width as u64, wanted.into()));
+    }
+    let (most, have) = (MAX_NUMBERS / width.max(1), embed.texts.len());
+    if have > most {
+        let message = format!(
+            "`input` has {have} texts; of vectors with {width} numbers {most} are given at a time"
+        );
+        let refusal = Refusal::bad_request(message).with_param("input");
+        return Err(refusal.with_limit(most as u64, have as u64));
+    }
+    Ok(())
 }
 
 fn too_long(context: u32, have: u64, about: &str) -> Refusal {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::Clock;
+use super::embedding::{Embedding, Vectors};
 use super::error::{StepError, chain};
 use super::generation::{Generation, Plan};
 use super::graph::{Graph, Row};
@@ -31,15 +32,27 @@ pub struct Runner {
     /// Tokens of one slot.
     pub(super) context: usize,
     /// Started and not yet being read.
-    pub(super) waiting: VecDeque<(PromptId, Generation)>,
+    pub(super) waiting: VecDeque<(PromptId, Job)>,
     /// The one that is being read, and the slot it is read into: behind all that are being answered.
     pub(super) reading: Option<(usize, PromptId, Generation)>,
+    /// The one of whose texts one is being read, and the slot; never beside one that is being read.
+    pub(super) embedding: Option<(usize, PromptId, Embedding)>,
+    /// How the model gives vectors, where it does.
+    pub(super) vectors: Option<Vectors>,
     /// Those being answered; the index is the slot, so that a step covers the slots 0, 1, 2, … without holes.
     pub(super) answering: Vec<(PromptId, Generation)>,
     /// What lies in the slots, of prompts in work and of those that ended.
     pub(super) kept: Slots,
     /// Beginnings that are to be pinned.
     pub(super) pins: Pins,
+}
+
+/// What is done for a prompt.
+pub(super) enum Job {
+    /// It is answered.
+    Answer(Box<Generation>),
+    /// Its texts become vectors.
+    Embed(Embedding),
 }
 
 /// A prompt to run.
@@ -76,6 +89,14 @@ impl Runner {
         if self.free_slots() == 0 {
             return Err(Refusal::new(Code::Busy, format!("all {} slots are taken", self.slots)));
         }
+        if !prepared.texts.is_empty() {
+            let unable =
+                || Refusal::new(Code::Unsupported, "the served model gives no hidden states");
+            let vectors = self.vectors.ok_or_else(unable)?;
+            let embedding = Embedding::new(prepared.texts, vectors, seed);
+            self.waiting.push_back((id, Job::Embed(embedding)));
+            return Ok(());
+        }
         if resume.len() as u64 > u64::from(prepared.max_tokens) {
             let message = format!(
                 "{} tokens were delivered, the answer can have {}",
@@ -103,13 +124,15 @@ impl Runner {
             eos,
             tokenizer: Arc::clone(&self.tokenizer),
         };
-        self.waiting.push_back((id, Generation::new(plan, resume)?));
+        let generation = Box::new(Generation::new(plan, resume)?);
+        self.waiting.push_back((id, Job::Answer(generation)));
         Ok(())
     }
 
     /// Stops a prompt; no further event of it comes. Unknown numbers are ignored.
     pub fn cancel(&mut self, id: PromptId) {
         self.waiting.retain(|(other, _)| *other != id);
+        self.embedding.take_if(|(_, other, _)| *other == id);
         if let Some((slot, _, generation)) = self.reading.take_if(|(_, other, _)| *other == id) {
             self.kept.hold(slot, generation.reuse().own, generation.kept());
         }
@@ -131,7 +154,8 @@ impl Runner {
 
     /// Prompts that could be started now.
     pub fn free_slots(&self) -> usize {
-        let taken = self.waiting.len() + usize::from(self.reading.is_some()) + self.answering.len();
+        let read = usize::from(self.reading.is_some()) + usize::from(self.embedding.is_some());
+        let taken = self.waiting.len() + read + self.answering.len();
         self.slots.saturating_sub(taken)
     }
 
@@ -151,17 +175,26 @@ impl Runner {
     fn abandon(&mut self, reason: String, emit: &mut dyn FnMut(PromptId, Event)) -> StepError {
         let waiting = self.waiting.drain(..).map(|(id, _)| id);
         let reading = self.reading.take().map(|(_, id, _)| id);
+        let embedding = self.embedding.take().map(|(_, id, _)| id);
         let answering = self.answering.drain(..).map(|(id, _)| id);
-        for id in waiting.chain(reading).chain(answering) {
+        for id in waiting.chain(reading).chain(embedding).chain(answering) {
             emit(id, Event::Failed(Refusal::new(Code::ModelFailed, reason.clone())));
         }
         StepError::Changed(reason)
     }
 
     fn read_chunk(&mut self, emit: &mut dyn FnMut(PromptId, Event)) {
+        if self.embedding.is_some() {
+            return self.read_text(emit);
+        }
         if self.reading.is_none() {
-            let Some((id, mut generation)) = self.waiting.pop_front() else {
-                return self.read_pin();
+            let (id, mut generation) = match self.waiting.pop_front() {
+                None => return self.read_pin(),
+                Some((id, Job::Answer(generation))) => (id, *generation),
+                Some((id, Job::Embed(embedding))) => {
+                    self.begin_text(id, embedding);
+                    return self.read_text(emit);
+                }
             };
             generation.begin((self.clock)());
             if generation.is_over() {
@@ -306,7 +339,7 @@ impl Runner {
         }
     }
 
-    fn apply(&mut self, done: Move) {
+    pub(super) fn apply(&mut self, done: Move) {
         match done {
             Move::Exchange { one, other, rows } => self.graph.cache.exchange(one, other, rows),
             Move::Copy { from, to, rows } => self.graph.cache.copy(from, to, rows),

@@ -134,6 +134,31 @@ impl Tokenizer {
         self.encode_protected(text, client)
     }
 
+    /// What stands in front of every text and behind it where its vector is wanted: what the tokenizer's post-processor
+    /// puts there, unless `add_bos_token` and `add_eos_token` say otherwise.
+    pub(super) fn around(&self, config: &Value) -> (Vec<u32>, Vec<u32>) {
+        let ids = |special| {
+            let encoding = self.inner.encode("a", special).ok();
+            encoding.map(|encoding| encoding.get_ids().to_vec()).unwrap_or_default()
+        };
+        let (plain, whole) = (ids(false), ids(true));
+        let place = (0..=whole.len().saturating_sub(plain.len()))
+            .find(|at| whole.get(*at..at + plain.len()) == Some(plain.as_slice()));
+        let (front, behind) = match place {
+            Some(at) => (whole.get(..at), whole.get(at + plain.len()..)),
+            None => (None, None),
+        };
+        let stated = |key: &str, token: &str, found: Option<&[u32]>| {
+            let found = found.unwrap_or_default().to_vec();
+            match config.get(key).and_then(Value::as_bool) {
+                Some(true) => self.named_id(config, token).map_or(found, |id| vec![id]),
+                Some(false) => Vec::new(),
+                None => found,
+            }
+        };
+        (stated("add_bos_token", "bos_token", front), stated("add_eos_token", "eos_token", behind))
+    }
+
     /// The token every prompt begins with.
     pub(super) fn bos(&self) -> Option<u32> {
         self.bos

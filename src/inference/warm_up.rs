@@ -17,6 +17,9 @@ impl Graph {
         let fail =
             |path: &Path, doing, source| LoadError::Runtime { path: path.into(), doing, source };
         let pair = tokens.get(..2).unwrap_or(tokens);
+        if !self.writes() {
+            return self.try_hidden(tokens);
+        }
         let mut first = self.forward(&[row(0, 0, pair)]);
         if first.is_err() && !self.pruned {
             // A graph whose logits are pruned without its output type saying so.
@@ -31,6 +34,7 @@ impl Graph {
             let reason = "the first step gives logits that are no numbers; the weights are damaged";
             return Err(LoadError::file(&self.file, reason));
         }
+        self.try_hidden(tokens)?;
         let next = tokens.get(..1).unwrap_or_default();
         self.forward(&[row(0, pair.len(), next)])
             .map_err(|source| fail(&self.file, "failed in the first decode step", source))?;
@@ -44,6 +48,28 @@ impl Graph {
             self.batches = true;
             self.forward(&[row(0, pair.len(), next), row(1, 0, next)])
                 .map_err(|source| fail(&self.file, "failed in the first step of two", source))?;
+        }
+        Ok(())
+    }
+
+    /// Two steps with the hidden states, where the graph gives them: a text is read so.
+    fn try_hidden(&mut self, tokens: &[u32]) -> Result<(), LoadError> {
+        if !self.gives_hidden() {
+            return Ok(());
+        }
+        let file = self.file.clone();
+        let (first, second) = tokens.split_at(tokens.len().min(2));
+        for step in [row(0, 0, first), row(0, first.len(), second)] {
+            if step.tokens.is_empty() {
+                continue;
+            }
+            let doing = "failed in the first steps with hidden states";
+            let fail = |source| LoadError::Runtime { path: file.clone(), doing, source };
+            let hidden = self.hidden_states(&step).map_err(fail)?;
+            if !hidden.iter().all(|number| number.is_finite()) {
+                let reason = "the first steps give hidden states that are no numbers; the weights are damaged";
+                return Err(LoadError::file(&file, reason));
+            }
         }
         Ok(())
     }

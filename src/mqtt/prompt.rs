@@ -141,7 +141,7 @@ impl Work<'_> {
                 self.report(Report::Progress(event.clone())).await;
             }
             match event {
-                Some(Event::Queued { .. } | Event::Prefill { .. }) => {}
+                Some(Event::Queued { .. } | Event::Prefill { .. } | Event::Vector { .. }) => {}
                 Some(Event::Started { deaths }) => self.report(Report::Started { deaths }).await,
                 Some(Event::Delta { text: piece, logprobs, .. }) => {
                     text.text.push_str(&piece);
@@ -225,7 +225,10 @@ impl Progress {
                 news
             }
             Event::Delta { .. } => !std::mem::replace(&mut self.decoding, true),
-            Event::Started { .. } | Event::Finished(_) | Event::Failed(_) => false,
+            Event::Started { .. }
+            | Event::Vector { .. }
+            | Event::Finished(_)
+            | Event::Failed(_) => false,
         }
     }
 }

@@ -38,6 +38,13 @@ pub enum Event {
         /// What the model thought of each of `tokens`, where [`super::Request::logprobs`] asks for it; else empty.
         logprobs: Vec<TokenLogprob>,
     },
+    /// The vector of one text of an [`super::Embed`]. Comes again where another engine had to begin again.
+    Vector {
+        /// Which text, from 0.
+        index: u32,
+        /// The vector, of length 1.
+        values: Vec<f32>,
+    },
     /// The answer is whole.
     Finished(Finish),
     /// There will be no answer (or no more of it).

@@ -3,6 +3,7 @@
 //! The types here are serializable only so that they can cross the seam between the service and the engine
 //! ([`crate::engine::frames`]); what MQTT and HTTP clients write is described in [`crate::wire`].
 
+mod embed;
 mod event;
 mod logprob;
 mod origin;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use embed::{Embed, EmbedText};
 pub use event::{Event, Finish, FinishReason, Timings, Usage};
 pub use logprob::{Candidate, TokenLogprob};
 pub use origin::{Door, Origin};
@@ -63,7 +65,7 @@ pub enum ContextOverflow {
     Slide,
 }
 
-/// The text of a prompt, in the three forms clients send it.
+/// The text of a prompt, in the forms clients send it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Input {
     /// A conversation, put into the model's form by its chat template.
@@ -78,6 +80,8 @@ pub enum Input {
         /// The question.
         text: String,
     },
+    /// Nothing is asked: vectors are wanted that stand for texts.
+    Embed(Embed),
 }
 
 /// One message of a conversation.

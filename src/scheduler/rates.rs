@@ -57,7 +57,10 @@ impl Rates {
         let mean = |mean: &mut f64, new: f64| *mean += weight * (new - *mean);
         let (prefill, decode) = (finish.timings.prefill, finish.timings.decode);
         mean(&mut self.service, (prefill + decode).as_secs_f64());
-        mean(&mut self.answer, f64::from(finish.usage.completion));
+        // Where vectors were asked for, nothing was written: that says nothing of answers.
+        if finish.usage.completion > 0 {
+            mean(&mut self.answer, f64::from(finish.usage.completion));
+        }
         if finish.usage.prompt > 0 {
             mean(&mut self.read, prefill.as_secs_f64() / f64::from(finish.usage.prompt));
         }

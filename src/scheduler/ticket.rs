@@ -1,6 +1,7 @@
 //! The asker's half of an accepted prompt and the mailbox between it and the scheduler. Dropping the ticket cancels
 //! the prompt.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -165,7 +166,7 @@ impl Drop for Outlet {
 
 /// What has happened and was not yet read. A slow reader can neither hold up the scheduler nor make it remember more
 /// than one answer: progress replaces progress, text is added to text (and the answer's length is bounded by its
-/// `max_tokens`), and there is one end.
+/// `max_tokens`), there are as many vectors as texts, and there is one end.
 #[derive(Debug, Default)]
 struct Mailbox {
     mail: Mutex<Mail>,
@@ -178,6 +179,8 @@ struct Mail {
     queued: Option<(u32, std::time::Duration)>,
     prefill: Option<(u32, u32)>,
     delta: Option<(String, Vec<u32>, Vec<TokenLogprob>)>,
+    /// By the number of their text; a second engine gives them again.
+    vectors: BTreeMap<u32, Vec<f32>>,
     last: Option<Event>,
     /// The final event was put in, though it may not be read yet.
     closed: bool,
@@ -207,6 +210,7 @@ impl Mail {
                 }
                 None => self.delta = Some((text, tokens, logprobs)),
             },
+            Event::Vector { index, values } => drop(self.vectors.insert(index, values)),
             Event::Finished(_) | Event::Failed(_) => {
                 self.last = Some(event);
                 self.closed = true;
@@ -226,6 +230,9 @@ impl Mail {
         }
         if let Some((text, tokens, logprobs)) = self.delta.take() {
             return Some(Event::Delta { text, tokens, logprobs });
+        }
+        if let Some((index, values)) = self.vectors.pop_first() {
+            return Some(Event::Vector { index, values });
         }
         self.last.take()
     }

@@ -13,6 +13,7 @@ pub(super) fn weight(request: &Request) -> usize {
         }
         Input::Completion(text) => text.len(),
         Input::Ask { system, text } => text.len() + system.as_ref().map_or(0, String::len),
+        Input::Embed(embed) => embed.bytes(),
     };
     let constraint = match &request.constraint {
         Constraint::None | Constraint::JsonObject => 0,

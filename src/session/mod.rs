@@ -217,7 +217,7 @@ pub fn continued(input: &Input, turns: &[Turn]) -> Option<(Input, String)> {
             }
             _ => return None,
         },
-        Input::Completion(_) => return None,
+        Input::Completion(_) | Input::Embed(_) => return None,
     };
     let message = |role, content: &str| Message::new(role, content);
     let mut messages: Vec<Message> =

@@ -22,7 +22,12 @@ pub(super) async fn whole(mut ticket: Ticket) -> Result<Whole, Refusal> {
     let (mut text, mut tokens) = (String::new(), Vec::new());
     loop {
         match ticket.next().await {
-            Some(Event::Queued { .. } | Event::Started { .. } | Event::Prefill { .. }) => {}
+            Some(
+                Event::Queued { .. }
+                | Event::Started { .. }
+                | Event::Prefill { .. }
+                | Event::Vector { .. },
+            ) => {}
             Some(Event::Delta { text: piece, logprobs, .. }) => {
                 text.push_str(&piece);
                 tokens.extend(logprobs);

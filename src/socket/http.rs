@@ -20,7 +20,7 @@ use super::openai::{self, Api};
 use super::patience::Patient;
 use super::prompts::{bearer, complete, turned_away};
 use super::reply::{Fault, Reply, json_response, response};
-use super::{App, admin, body, guard, metrics, ollama, openapi, page, queue};
+use super::{App, admin, body, embeddings, guard, metrics, ollama, openapi, page, queue};
 use crate::request::{Code, Refusal};
 use crate::scheduler::State;
 use crate::wire::{self, status_object};
@@ -224,11 +224,7 @@ async fn route(
         }
         "/v1/embeddings" => {
             post()?;
-            // Read first: a client that is still writing when the connection ends may miss the answer.
-            let body = request.into_body();
-            body::read(body, app.limits().payload_bytes, app.patience.body).await?;
-            let message = "the served model is a language model without an output for embeddings";
-            Err(Refusal::new(Code::Unsupported, message).into())
+            embeddings::embed(app, peer, activity, request).await
         }
         "/v1/models" => get().map(|()| models(app)),
         "/health/live" => get().map(|()| json_response(200, &json!({"state": "live"}))),

@@ -249,7 +249,12 @@ async fn run(
     let mut seq = 0_u64;
     loop {
         match ticket.next().await {
-            Some(Event::Queued { .. } | Event::Started { .. } | Event::Prefill { .. }) => {}
+            Some(
+                Event::Queued { .. }
+                | Event::Started { .. }
+                | Event::Prefill { .. }
+                | Event::Vector { .. },
+            ) => {}
             Some(Event::Delta { text: piece, logprobs, .. }) => {
                 text.push_str(&piece);
                 if asked.stream && !(piece.is_empty() && logprobs.is_empty()) {

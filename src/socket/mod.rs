@@ -6,10 +6,12 @@
 
 mod accept;
 mod admin;
+mod base64;
 mod bind;
 mod body;
 mod collect;
 mod connection;
+mod embeddings;
 mod exposition;
 #[cfg(test)]
 mod fuzz_tests;

@@ -150,7 +150,11 @@ pub(super) fn show(model: &ModelInfo, since: u64) -> Value {
     info.insert("general.basename".into(), model.name.as_str().into());
     info.insert(format!("{architecture}.context_length"), model.context.into());
     info.insert(format!("{architecture}.vocab_size"), model.vocab_size.into());
-    let capabilities: &[&str] = if model.chat { &["completion", "tools"] } else { &["completion"] };
+    let capabilities: &[&str] = match (model.text, model.chat) {
+        (false, _) => &[],
+        (true, true) => &["completion", "tools"],
+        (true, false) => &["completion"],
+    };
     json!({"modified_at": timestamp(since), "details": details(model), "model_info": info, "capabilities": capabilities})
 }
 

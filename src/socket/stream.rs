@@ -89,7 +89,7 @@ impl Stream {
                 let why = format!("queued, position {position}, eta {} ms", eta.as_millis());
                 self.voice.alive(&why, out);
             }
-            Some(Event::Started { .. } | Event::Prefill { .. }) => {}
+            Some(Event::Started { .. } | Event::Prefill { .. } | Event::Vector { .. }) => {}
             Some(Event::Delta { text, logprobs, .. }) => {
                 let parts = self.reader.push(&text);
                 if !(parts.is_empty() && logprobs.is_empty()) {

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Kept, Lock, ModelName, Store, StoreError, clear, plain, sync};
 use crate::inference::manifest::{Entry, MAX_FILES, Manifest, NAME};
-use crate::inference::{hex, inspect, signature};
+use crate::inference::{POOLING_FOLDER, hex, inspect, signature};
 
 /// Bytes that are moved at once.
 const PIECE: usize = 1 << 20;
@@ -209,7 +209,7 @@ fn write_manifest(root: &Path, manifest: &Manifest) -> Result<(), StoreError> {
     written.map_err(StoreError::io("write", &path))
 }
 
-/// Brings in a folder. With a manifest, the files it lists; without, those in it and in `onnx/`.
+/// Brings in a folder. With a manifest, the files it lists; without, those in it, in `onnx/` and in `1_Pooling/`.
 ///
 /// # Errors
 /// It is no model, or not what its manifest says, or there is no room.
@@ -257,10 +257,11 @@ fn beside(folder: &Path, manifest: &Manifest) -> Result<Vec<String>, StoreError>
     Ok(names)
 }
 
-/// The plain files of a model folder: in it, and in `onnx/`. Hidden ones are somebody else's.
+/// The plain files of a model folder: in it, in `onnx/` and in `1_Pooling/`. Hidden ones are somebody else's.
 fn found(folder: &Path) -> Result<Vec<String>, StoreError> {
     let mut names = Vec::new();
-    for (below, prefix) in [(folder.to_owned(), ""), (folder.join("onnx"), "onnx/")] {
+    for prefix in [String::new(), "onnx/".to_owned(), format!("{POOLING_FOLDER}/")] {
+        let below = folder.join(&prefix);
         if !below.is_dir() {
             continue;
         }

@@ -80,11 +80,14 @@ fn a_folder_without_a_manifest_gets_one() {
     for file in ["model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"] {
         std::fs::copy(demo().join(file), plain.join(file)).unwrap();
     }
+    std::fs::create_dir(plain.join("1_Pooling")).unwrap();
+    std::fs::write(plain.join("1_Pooling/config.json"), "{}").unwrap();
     let lock = bench.store.lock().unwrap();
     let kept = import_folder(&bench.store, &lock, &plain, &Description::default()).unwrap();
     assert_eq!(kept.name.name(), "mine");
     let manifest = bench.store.verify(&kept.name, &[]).unwrap();
-    assert_eq!(manifest.files.len(), 4);
+    assert_eq!(manifest.files.len(), 5);
+    assert!(bench.store.folder(&kept.name).join("1_Pooling/config.json").is_file());
     assert_eq!(manifest.revision.as_deref(), Some(kept.name.revision()));
     // One bit in the weights.
     let weights = bench.store.folder(&kept.name).join("model.onnx.data");

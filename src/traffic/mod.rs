@@ -187,6 +187,7 @@ impl Passage {
             }
             Event::Started { .. }
             | Event::Prefill { .. }
+            | Event::Vector { .. }
             | Event::Finished(_)
             | Event::Failed(_) => {}
         }
@@ -218,6 +219,7 @@ impl Passage {
             Event::Queued { .. }
             | Event::Started { .. }
             | Event::Prefill { .. }
+            | Event::Vector { .. }
             | Event::Delta { .. } => {}
         }
     }
@@ -227,7 +229,10 @@ impl Passage {
         let (timings, usage) = (&finish.timings, &finish.usage);
         let wait = timings.queue.as_secs_f64();
         counts.wait.observe(wait);
-        counts.first_token.observe((timings.queue + timings.prefill).as_secs_f64());
+        // Where vectors were asked for, there is no token.
+        if usage.completion > 0 {
+            counts.first_token.observe((timings.queue + timings.prefill).as_secs_f64());
+        }
         let steps = usage.completion.saturating_sub(1);
         if steps > 0 {
             counts.token.observe(timings.decode.as_secs_f64() / f64::from(steps));
@@ -313,6 +318,7 @@ fn asked(input: &Input) -> String {
             };
             messages.iter().map(line).collect::<Vec<_>>().join("\n")
         }
+        Input::Embed(embed) => embed.in_words().collect::<Vec<_>>().join("\n"),
     }
 }
 

@@ -133,7 +133,9 @@ pub fn progress_object(id: Option<&str>, event: Option<&Event>) -> Option<Value>
             payload::Stage::Prefill { done: *done, total: *total }
         }
         Some(Event::Delta { .. }) => payload::Stage::Decoding,
-        Some(Event::Started { .. } | Event::Finished(_) | Event::Failed(_)) => return None,
+        Some(
+            Event::Started { .. } | Event::Vector { .. } | Event::Finished(_) | Event::Failed(_),
+        ) => return None,
     };
     Some(payload::value(&payload::Progress { id, stage }))
 }

@@ -331,7 +331,7 @@ fn echo(
     }
     Ok(match input {
         Input::Completion(text) => Some(text.clone()),
-        Input::Chat(_) | Input::Ask { .. } => None,
+        Input::Chat(_) | Input::Ask { .. } | Input::Embed(_) => None,
     })
 }
 

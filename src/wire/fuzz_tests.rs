@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use super::{
     AskError, CallReader, Context, Limits, Part, Profiles, Readings, parse_ask, parse_chat,
-    parse_completion, parse_ollama_chat, parse_ollama_generate, parse_response, split_calls,
+    parse_completion, parse_embeddings, parse_ollama_chat, parse_ollama_generate, parse_response,
+    split_calls,
 };
 use crate::identity::Grant;
 use crate::random::{Random, runs, told};
@@ -36,6 +37,8 @@ const SEEDS: &[&str] = &[
     r#"{"v":1,"id":"a:1","prompt":"a","profile":"lights","session":"s","priority":"low","format":"text","max_bytes":99,"reply_to":"a/b"}"#,
     r#"{"input":[{"role":"user","content":[{"type":"input_text","text":"a"}]},{"type":"function_call","call_id":"1","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"1","output":"b"}],"instructions":"i","text":{"format":{"type":"text"}}}"#,
     r#"{"model":"m:latest","messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":{"a":1}}}]},{"role":"tool","tool_name":"f","content":"b"}],"options":{"num_predict":4,"seed":-1},"format":"json","think":false}"#,
+    r#"{"model":"m","input":["a",""],"encoding_format":"base64","dimensions":8,"user":"u"}"#,
+    r#"{"input":[[1,2],[4294967295]],"priority":"low","timeout_ms":9}"#,
     "Is the light on?",
 ];
 
@@ -58,13 +61,14 @@ fn fuzz_requests() {
     for _ in 0..all {
         let mut bytes = random.pick(SEEDS).as_bytes().to_vec();
         random.damage(&mut bytes, WORDS);
-        let results: [Result<(), AskError>; 6] = [
+        let results: [Result<(), AskError>; 7] = [
             parse_ask(&bytes, None, &context).map(drop),
             parse_chat(&bytes, &context).map(drop),
             parse_completion(&bytes, &context).map(drop),
             parse_response(&bytes, &context).map(drop),
             parse_ollama_chat(&bytes, &context).map(drop),
             parse_ollama_generate(&bytes, &context).map(drop),
+            parse_embeddings(&bytes, &context).map(drop).map_err(AskError::from),
         ];
         for result in results {
             match result {

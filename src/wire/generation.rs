@@ -198,7 +198,7 @@ fn context_overflow(fields: &Fields<'_>) -> Result<ContextOverflow, Refusal> {
     }
 }
 
-fn priority(fields: &Fields<'_>) -> Result<Option<Priority>, Refusal> {
+pub(super) fn priority(fields: &Fields<'_>) -> Result<Option<Priority>, Refusal> {
     let Some(name) = fields.string("priority")? else { return Ok(None) };
     let unknown =
         || fields.wrong("priority", "\"low\", \"normal\" or \"high\"", &Value::from(name));

@@ -13,6 +13,7 @@ mod asyncapi;
 mod calls;
 mod cbor;
 mod describe;
+mod embeddings;
 mod fields;
 #[cfg(test)]
 mod fuzz_tests;
@@ -43,6 +44,7 @@ pub use asyncapi::asyncapi;
 pub use calls::{CallReader, Part, split_calls};
 pub use cbor::{cbor_to_json, json_to_cbor};
 pub use describe::payload_schemas;
+pub use embeddings::{EmbeddingsAsked, parse_embeddings};
 #[cfg(test)]
 pub(crate) use known::of_kind as field_names;
 pub use limits::Limits;

@@ -412,6 +412,10 @@ struct StatusModel {
     vocab_size: u32,
     /// Whether it has a chat template.
     chat: bool,
+    /// Whether it writes text.
+    text: bool,
+    /// Numbers of the vectors that stand for texts; null where it gives none.
+    embedding: Option<u32>,
     /// Where it runs.
     provider: String,
 }

@@ -46,7 +46,7 @@ fn values_stand_behind_the_system_message() {
     let system = |input| match input {
         Input::Ask { system, .. } => system,
         Input::Chat(messages) => Some(messages[0].content.clone()),
-        Input::Completion(_) => panic!("no conversation"),
+        Input::Completion(_) | Input::Embed(_) => panic!("no conversation"),
     };
     for (payload, expected) in [
         (json!({"prompt": "x", "profile": "a"}), format!("You know a house.\n{line}")),

@@ -30,7 +30,7 @@ pub fn status_object(status: &Status) -> Value {
             "model".into(),
             json!({
                 "name": model.name, "architecture": model.architecture, "context": model.context,
-                "vocab_size": model.vocab_size, "chat": model.chat, "provider": placement.provider,
+                "vocab_size": model.vocab_size, "chat": model.chat, "text": model.text, "embedding": model.embedding, "provider": placement.provider,
                 "provider_reason": placement.why, "nodes": nodes, "prepared": placement.prepared, "runtime_version": model.runtime_version, "threads": model.threads, "load_ms": model.load_ms,
             }),
         );

@@ -63,6 +63,8 @@ fn load(
         slots: request.slots,
         vocab_size: 900,
         chat: true,
+        text: true,
+        embedding: None,
         threads: 1,
         runtime_version: "0".to_owned(),
         placement: Box::default(),
@@ -121,6 +123,7 @@ impl Checker for Reader {
             Input::Chat(messages) => {
                 messages.last().map(|last| last.content.as_str()).unwrap_or_default()
             }
+            Input::Embed(_) => return Err(Refusal::new(Code::Unsupported, "no embeddings")),
         };
         let task = Task::read(text);
         let prompt_tokens = u32::try_from(text.len()).unwrap_or(u32::MAX);

@@ -131,8 +131,8 @@ async fn what_a_response_cannot_be_asked_is_named() {
             "{body}"
         );
     }
-    let answer = ask(&door, post("/v1/embeddings", &json!({"input": "x"}))).await;
-    assert_eq!((answer.status, &answer.json()["error"]["code"]), (501, &json!("unsupported")));
+    let answer = ask(&door, post("/v1/embeddings", &json!({"input": []}))).await;
+    assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!("input")));
 }
 
 #[tokio::test]

@@ -23,6 +23,8 @@ mod config;
 #[cfg(test)]
 mod doctor;
 #[cfg(test)]
+mod embeddings;
+#[cfg(test)]
 mod engine_client;
 #[cfg(test)]
 mod engine_death;

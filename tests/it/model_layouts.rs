@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 
 use promptd::inference::inspect;
+use promptd::request::{Embed, EmbedText, Input};
 use serde_json::Value;
 
-use crate::support::model::{completion, config, copy, ids, library, lines, open, run, run_all};
+use crate::support::model::{
+    completion, config, copy, ids, library, lines, open, request, run, run_all,
+};
 
 /// The folder of layouts, where one was written.
 fn layouts() -> Option<PathBuf> {
@@ -58,6 +61,49 @@ fn every_layout_answers_alike() {
         ("int4-zero-points", "stories260k-genai-int4.jsonl"),
     ] {
         println!("{name}: {} answers", answers(&root.join(name), golden));
+    }
+}
+
+#[test]
+fn vectors_are_those_of_a_plain_loop() {
+    let Some(root) = layouts() else { return };
+    let told: Vec<Value> =
+        serde_json::from_slice(&std::fs::read(root.join("vectors.json")).unwrap()).unwrap();
+    for (name, writes) in
+        [("hidden-states", true), ("hidden-states-alone", false), ("hidden-states-half", true)]
+    {
+        let mut loaded = open(&config(&library(), &root.join(name), 2)).unwrap();
+        assert_eq!((loaded.facts.text, loaded.facts.embedding), (writes, Some(64)), "{name}");
+        let of: Vec<&Value> = told.iter().filter(|told| told["folder"] == name).collect();
+        let texts = of.iter().map(|told| EmbedText::Tokens(ids(&told["ids"]))).collect();
+        let asked = request(Input::Embed(Embed { texts, dimensions: Some(64) }), 1);
+        let answer = run(&mut loaded, &asked);
+        assert_eq!((answer.vectors.len(), of.len()), (3, 3));
+        let mut farthest = 0.0_f64;
+        for ((_, vector), told) in answer.vectors.iter().zip(of) {
+            let right: Vec<f64> = serde_json::from_value(told["vector"].clone()).unwrap();
+            assert_eq!(vector.len(), right.len());
+            let far = vector.iter().zip(right).map(|(is, right)| (f64::from(*is) - right).abs());
+            farthest = far.fold(farthest, f64::max);
+        }
+        // Half precision has three digits.
+        let most = if name.ends_with("half") { 2e-3 } else { 2e-5 };
+        assert!(farthest < most, "{name}: {farthest}");
+        println!("{name}: at most {farthest:.1e} from the reference");
+        // What the tokenizer puts in front of a text stands in front of it here as well.
+        let golden = lines("stories260k-genai-fp32.jsonl");
+        for line in golden.iter().filter(|line| line["prompt"].is_string()) {
+            let text = EmbedText::Text(line["prompt"].as_str().unwrap().to_owned());
+            let texts = vec![text, EmbedText::Tokens(ids(&line["prompt_ids"]))];
+            let asked = request(Input::Embed(Embed { texts, dimensions: None }), 1);
+            let answer = run(&mut loaded, &asked);
+            assert_eq!(answer.vectors[0].1, answer.vectors[1].1, "{name}: {}", line["id"]);
+        }
+        if writes {
+            let folder = root.join(name);
+            let golden = if name.ends_with("half") { "plain" } else { "genai" };
+            answers(&folder, &format!("stories260k-{golden}-fp32.jsonl"));
+        }
     }
 }
 

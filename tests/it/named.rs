@@ -48,10 +48,12 @@ fn one(key: &str, body: &str) -> Name {
     Name::of_one(key, &[body.as_bytes()])
 }
 
+/// All of an answer. On the paused clock the hour is over as soon as nobody has anything to do.
 async fn text(ticket: &mut Ticket) -> (String, Event) {
     let mut all = String::new();
     loop {
-        match ticket.next().await.expect("a final event comes") {
+        let next = tokio::time::timeout(Duration::from_secs(3600), ticket.next()).await;
+        match next.expect("the prompt stands still").expect("a final event comes") {
             Event::Delta { text, .. } => all.push_str(&text),
             last if last.is_final() => return (all, last),
             _ => {}

@@ -52,6 +52,8 @@ fn load(
         slots: request.slots,
         vocab_size: 1000,
         chat: true,
+        text: true,
+        embedding: None,
         threads: 1,
         runtime_version: "0".to_owned(),
         placement: Box::default(),
@@ -73,6 +75,7 @@ impl Checker for Reader {
         let bytes = match &request.input {
             Input::Completion(text) | Input::Ask { text, .. } => text.len(),
             Input::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+            Input::Embed(embed) => embed.bytes(),
         };
         let prompt_tokens = u32::try_from(bytes / 4 + 1).unwrap_or(u32::MAX);
         let max_tokens = request.max_tokens.unwrap_or(TOKENS);

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 
@@ -99,6 +100,88 @@ def int8_cache(genai, out):
                 node.attribute.append(helper.make_attribute(name, value))
     write(model, out, "model.onnx", "model.onnx.data", genai)
     shutil.copy(genai / "genai_config.json", out)
+
+
+def hidden_states(genai, out):
+    """Hidden states beside the logits, as the builder's `include_hidden_states` makes them."""
+    model = load(genai)
+    give_hidden(model.graph, "hidden_states", TensorProto.FLOAT)
+    write(model, out, "model.onnx", "model.onnx.data", genai)
+    shutil.copy(genai / "genai_config.json", out)
+
+
+def hidden_states_alone(genai, out):
+    """No logits, as the builder's `exclude_lm_head` makes it: its configuration names none."""
+    model = load(genai)
+    graph = model.graph
+    give_hidden(graph, "hidden_states", TensorProto.FLOAT)
+    last = next(node for node in graph.node if "logits" in node.output)
+    graph.node.remove(last)
+    graph.output.remove(next(port for port in graph.output if port.name == "logits"))
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
+    write(model, out, "model.onnx", "model.onnx.data", genai)
+    config = json.loads((genai / "genai_config.json").read_text())
+    del config["model"]["decoder"]["outputs"]["logits"]
+    (out / "genai_config.json").write_text(json.dumps(config))
+    (out / "modules.json").write_text(json.dumps([
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"}]))
+    (out / "1_Pooling").mkdir()
+    width = config["model"]["decoder"]["hidden_size"]
+    modes = {f"pooling_mode_{mode}": mode == "lasttoken" for mode in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")}
+    (out / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": width, **modes}))
+
+
+def hidden_states_in_half(plain, out):
+    """Hidden states in half precision under Optimum's name, from a graph without contrib operators."""
+    model = load(plain)
+    give_hidden(model.graph, "last_hidden_state", TensorProto.FLOAT16)
+    write(model, out, "onnx/model.onnx", "model.onnx_data", plain)
+
+
+def give_hidden(graph, name, kind):
+    """What goes into the last layer becomes an output."""
+    last = next(node for node in graph.node if "logits" in node.output)
+    inside = last.input[0]
+    if kind == TensorProto.FLOAT:
+        rename(graph, {inside: name})
+    else:
+        at = list(graph.node).index(last)
+        graph.node.insert(at, helper.make_node("Cast", [inside], [name], to=kind))
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    width = weights[last.input[1]].dims[0]
+    graph.output.append(helper.make_tensor_value_info(name, kind, ["batch_size", "sequence_length", width]))
+
+
+def reference_vectors(out):
+    """Vectors by a plain loop over ONNX Runtime: the whole text in one step, its hidden states pooled and made as long as 1."""
+    texts = [[1], [1, 403, 407, 261, 378], [1, *(np.random.default_rng(7).integers(3, 512, 150).tolist())]]
+    pools = {"mean": lambda rows: rows.mean(axis=0), "last": lambda rows: rows[-1]}
+    told = []
+    for name, graph, hidden, pool in (
+        ("hidden-states", "model.onnx", "hidden_states", "mean"),
+        ("hidden-states-alone", "model.onnx", "hidden_states", "last"),
+        ("hidden-states-half", "onnx/model.onnx", "last_hidden_state", "mean"),
+    ):
+        session = onnxruntime.InferenceSession(out / name / graph, providers=["CPUExecutionProvider"])
+        for ids in texts:
+            feed = {}
+            for port in session.get_inputs():
+                if port.name == "input_ids":
+                    feed[port.name] = np.array([ids], np.int64)
+                elif port.name == "attention_mask":
+                    feed[port.name] = np.ones((1, len(ids)), np.int64)
+                elif port.name == "position_ids":
+                    feed[port.name] = np.arange(len(ids), dtype=np.int64)[None]
+                else:
+                    feed[port.name] = np.zeros((1, port.shape[1], 0, port.shape[3]), np.float32)
+            rows = session.run([hidden], feed)[0][0].astype(np.float64)
+            vector = pools[pool](rows)
+            told.append({"folder": name, "ids": ids, "vector": (vector / np.linalg.norm(vector)).tolist()})
+    (out / "vectors.json").write_text(json.dumps(told))
 
 
 def transformers_js(plain, out):
@@ -239,6 +322,10 @@ def main():
     merged(plain, out / "optimum-merged")
     with_past_alone(plain, out / "optimum-with-past")
     zero_points(int4, out / "int4-zero-points")
+    hidden_states(genai, out / "hidden-states")
+    hidden_states_alone(genai, out / "hidden-states-alone")
+    hidden_states_in_half(plain, out / "hidden-states-half")
+    reference_vectors(out)
     foreign(plain, out / "foreign")
 
 

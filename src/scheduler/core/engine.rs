@@ -211,7 +211,9 @@ impl Core {
             // Places are the scheduler's to tell.
             Event::Queued { .. } | Event::Started { .. } => {}
             Event::Prefill { .. } if !prompt.delivered.is_empty() => {}
-            Event::Prefill { .. } => self.actions.push(Action::Deliver { id, event }),
+            Event::Prefill { .. } | Event::Vector { .. } => {
+                self.actions.push(Action::Deliver { id, event });
+            }
             Event::Delta { ref text, ref tokens, .. } => {
                 answering.get_or_insert(now);
                 prompt.delivered.extend(tokens);

@@ -102,6 +102,7 @@ impl Core {
             Event::Queued { .. }
             | Event::Started { .. }
             | Event::Prefill { .. }
+            | Event::Vector { .. }
             | Event::Delta { .. } => {}
         }
         self.actions.push(Action::Deliver { id, event });

@@ -131,9 +131,41 @@ pub(super) struct CompletionRequest {
 
 /// `POST /v1/embeddings`
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct EmbeddingsRequest {
-    input: Value,
+    input: EmbeddingInput,
+    /// The served model's name, `default` or `promptd`.
     model: Option<String>,
+    /// Whether a vector is an array of numbers, or the bytes of its numbers (single precision, the lowest byte first).
+    encoding_format: Option<EncodingFormat>,
+    /// Only as many as the model's vectors have.
+    #[schemars(range(min = 1, max = 4_294_967_295_u32))]
+    dimensions: Option<u32>,
+    priority: Option<Priority>,
+    /// Milliseconds after which the answer is worthless.
+    #[schemars(range(min = 1, max = 604_800_000))]
+    timeout_ms: Option<u64>,
+    /// Changes nothing.
+    user: Option<Value>,
+}
+
+/// A text or several, or the tokens of one or of several. All together at most 300,000 tokens.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum EmbeddingInput {
+    Text(#[schemars(length(min = 1))] String),
+    Texts(#[schemars(length(min = 1, max = 2048), inner(length(min = 1)))] Vec<String>),
+    Tokens(#[schemars(length(min = 1, max = 2048))] Vec<u32>),
+    SeveralTokens(
+        #[schemars(length(min = 1, max = 2048), inner(length(min = 1, max = 2048)))] Vec<Vec<u32>>,
+    ),
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum EncodingFormat {
+    Float,
+    Base64,
 }
 
 /// `POST /admin/loglevel`

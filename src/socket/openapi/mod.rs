@@ -77,8 +77,9 @@ impl Paths {
         let summary = "Answers a conversation, in OpenAI's newer words. Nothing is kept.";
         self.add(("post", "/v1/responses"), summary, Some(response), &told);
         let embeddings = self.body::<asked::EmbeddingsRequest>();
-        let told = self.json::<told::ErrorBody>();
-        let summary = "501: the served model is a language model without an output for embeddings.";
+        let told = self.json::<told::EmbeddingList>();
+        let summary =
+            "A vector for each text, where the model's graph gives hidden states; else 501.";
         self.add(("post", "/v1/embeddings"), summary, Some(embeddings), &told);
         let told = self.json::<told::ModelList>();
         self.add(("get", "/v1/models"), "The model.", None, &told);

@@ -264,6 +264,39 @@ struct Milliseconds {
     decode: u64,
 }
 
+/// Vectors, in the order of their texts.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct EmbeddingList {
+    object: String,
+    data: Vec<VectorOf>,
+    model: String,
+    usage: EmbeddingUsage,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct VectorOf {
+    object: String,
+    index: u64,
+    embedding: EmbeddingVector,
+}
+
+/// A vector of length 1.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+enum EmbeddingVector {
+    Numbers(Vec<f32>),
+    Base64(String),
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct EmbeddingUsage {
+    prompt_tokens: u64,
+    total_tokens: u64,
+}
+
 /// A completion's whole answer.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]

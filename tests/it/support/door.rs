@@ -157,6 +157,8 @@ pub(crate) fn ready() -> Status {
         slots: 2,
         vocab_size: 512,
         chat: true,
+        text: true,
+        embedding: None,
         threads: 2,
         runtime_version: "1.24.0".to_owned(),
         placement: Box::new(Placement { provider: "CPU".to_owned(), ..Placement::default() }),

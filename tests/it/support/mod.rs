@@ -5,6 +5,7 @@ pub(crate) mod document;
 pub(crate) mod door;
 pub(crate) mod engine;
 pub(crate) mod fleet;
+pub(crate) mod hidden;
 pub(crate) mod http;
 pub(crate) mod model;
 pub(crate) mod mosquitto;

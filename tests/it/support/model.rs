@@ -74,6 +74,7 @@ pub(crate) struct Answer {
     pub(crate) sizes: Vec<usize>,
     pub(crate) logprobs: Vec<TokenLogprob>,
     pub(crate) prefill: Vec<(u32, u32)>,
+    pub(crate) vectors: Vec<(u32, Vec<f32>)>,
     pub(crate) end: Option<Result<Finish, Refusal>>,
 }
 
@@ -83,6 +84,7 @@ impl Answer {
         match event {
             Event::Queued { .. } | Event::Started { .. } => panic!("the engine has no queue"),
             Event::Prefill { done, total } => self.prefill.push((done, total)),
+            Event::Vector { index, values } => self.vectors.push((index, values)),
             Event::Delta { text, tokens, logprobs } => {
                 self.deltas.push(text);
                 self.sizes.push(tokens.len());

@@ -47,6 +47,8 @@ pub(crate) fn model(slots: u16) -> ModelInfo {
         slots,
         vocab_size: 512,
         chat: false,
+        text: true,
+        embedding: None,
         threads: 1,
         runtime_version: "1.0".to_owned(),
         placement: Box::new(Placement { provider: "CPU".to_owned(), ..Placement::default() }),
