@@ -215,14 +215,7 @@ pub fn load(
     let vocab = graph.vocab();
     progress(Stage::Warmup);
     graph.warm_up(&some_tokens(vocab, size(context)), usize::from(slots))?;
-    if placement.provider == provider::CUDA && !graph.on_gpu {
-        warnings.push(ON_CPU.into());
-    }
-    if slots > 1 && !graph.batches {
-        warnings.push(
-            "the graph cannot take prompts of different lengths in one step: they take turns, token by token".into(),
-        );
-    }
+    warnings.extend(drawbacks(&graph, &placement, slots));
 
     let vectors = folder.vectors;
     let around = vectors.map(|_| words.tokenizer.around(&folder.tokenizer_config));
@@ -283,6 +276,16 @@ fn oddities(folder: &Folder, words: &Words, asked: u32) -> Vec<String> {
     let too_long = (asked > own)
         .then(|| format!("a context of {asked} tokens was asked for, the model has {own}"));
     folder.config.warnings.iter().chain(&words.warnings).cloned().chain(too_long).collect()
+}
+
+/// What the loaded graph does not do as quickly as others.
+fn drawbacks(graph: &Graph, placement: &Placement, slots: u16) -> Vec<String> {
+    const TURNS: &str = "the graph cannot take prompts of different lengths in one step: they take turns, token by token";
+    let on_cpu = placement.provider == provider::CUDA && !graph.on_gpu;
+    // Texts that become vectors are read one after the other anyway.
+    let turns = slots > 1 && graph.writes() && !graph.batches;
+    let said = [(on_cpu, ON_CPU), (turns, TURNS)];
+    said.iter().filter(|(is, _)| *is).map(|(_, words)| (*words).to_owned()).collect()
 }
 
 /// The prepared copy of a model, or why the one that is there is not used.
