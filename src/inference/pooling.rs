@@ -209,7 +209,7 @@ mod tests {
         both["pooling_mode_max_tokens"] = true.into();
         for (value, words) in [
             (mode("pooling_mode_max_tokens"), "pooling_mode_max_tokens is true"),
-            (both, "pooling_mode_max_tokens, pooling_mode_mean_tokens are true together"),
+            (both, "pooling_mode_mean_tokens, pooling_mode_max_tokens are true together"),
             (json!({"pooling_mode": "weightedmean"}), "pooling_mode is \"weightedmean\""),
             (json!({}), "names no pooling"),
             (json!({"word_embedding_dimension": 9}), "have 8 numbers"),
