@@ -11,7 +11,7 @@ use crate::request::{CallStyle, Event, Pinned, PromptId, Refusal, Request, Reuse
 pub use crate::inference::{Execution, Placement, Provider};
 
 /// Raised whenever a type in this file, or one it contains, changes.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// The largest frame either side accepts. The largest honest one is a request: its payload is bounded by the doors
 /// (1 MiB by default, 16 MiB at most), and everything else in it is small.
@@ -34,6 +34,8 @@ pub enum ToEngine {
     Start {
         /// The prompt's number, named by all its events.
         id: PromptId,
+        /// The check that found this very request good, if one did: what it has prepared need not be prepared again.
+        check: Option<u64>,
         /// What to run.
         request: Request,
         /// The seed fixed at acceptance.
