@@ -10,15 +10,15 @@ use crate::request::{CacheKey, Pinned, PromptId, Request, Reuse};
 /// and a few), and no more starts than slots; beyond this the reader waits, and the service's own bounds hold it back.
 const LIMIT: usize = 256;
 
-/// Prompts that were checked and whose preparing is kept for their start. A prompt that finds a free slot is started right after
-/// its check, with few others in between; one that has waited in the queue for seconds does not mind being prepared again. Each
-/// is as large as a context's tokens and a grammar.
-const KEPT: usize = 8;
+/// Checks whose preparing is kept for a start. A prompt that finds a free slot is started right after its check, with few others in
+/// between; one that has waited in the queue for seconds does not mind being prepared again. Few, because each holds the tokens
+/// of a prompt and the states of a grammar.
+const KEPT: usize = 4;
 
 /// Something to prepare.
 #[derive(Debug, PartialEq)]
 pub(super) enum Job {
-    /// Prepare, tell what was found, and forget it.
+    /// Prepare, and tell what was found.
     Check { check: u64, request: Request },
     /// Prepare and hand over to the model.
     Start {
