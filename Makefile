@@ -28,6 +28,7 @@
 #   make cross   target/…/release/promptd for aarch64 boards, built on x86-64
 #   make test-systemd   as root: the package in a real systemd, from installation to purge (SUITE=trixie: in another Debian)
 #   make test-arm   the arm64 package's program, library and model under qemu as the processors of a Pi 4, a Pi 5 and a newer board
+#   make test-cuda LIBRARY=…/libonnxruntime.so.1.31.1   on a machine with an NVIDIA GPU: it says what the CPU says (BENCH_DIRS="DIR …" are measured as well)
 #   make test-package   after make deb: what is in the packages, their dependencies, the SBOM against CycloneDX's schema, lintian
 #   make test-reproducible   the package built twice in two folders has the same bytes
 #   make install   as root, after make build: program, library, demo model, unit; DESTDIR is honoured
@@ -35,12 +36,15 @@
 #   make defects   deliberate faults, each of which the tests must find
 #   make eval-demo   the figures of models/demo/README.md, measured through promptd
 
+# Nothing is told to anybody: the official builds of ONNX Runtime send reports to their maker unless this says no.
+export ORT_DISABLE_TELEMETRY := 1
+
 CARGO ?= cargo
 PYTHON ?= python3
 # Where Cargo builds; the library lies beside the binaries, where they look for it.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help install monitoring overhead overhead-mqtt overload runtime test test-arm test-clients test-cluster test-families test-frozen test-golden test-homeassistant test-models test-package test-page test-powercut test-protocol test-recipes test-reproducible test-schema test-schemas test-systemd written-models
+.PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help install monitoring overhead overhead-mqtt overload runtime test test-arm test-clients test-cluster test-cuda test-families test-frozen test-golden test-homeassistant test-models test-package test-page test-powercut test-protocol test-recipes test-reproducible test-schema test-schemas test-systemd written-models
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -171,6 +175,10 @@ bench-models:
 	test -e $(BENCH_MODELS)/vocab.gguf || $(PEERS) tests/bench/empty_vocab.py $(BENCH_MODELS)/vocab.gguf
 	test -e $(BENCH_MODELS)/llama-$(SHAPE).gguf || $(PEERS) $(BENCH)/make_llama_gguf.py $(SHAPE_$(SHAPE)) \
 		--vocab-gguf $(BENCH_MODELS)/vocab.gguf --out $(BENCH_MODELS)/llama-$(SHAPE).gguf
+
+test-cuda: build
+	$(PYTHON) tests/cuda/run.py --promptd $(TARGET)/release/promptd --library $(LIBRARY) --material $(MATERIAL) --work $(TARGET)/cuda \
+		$(foreach dir,$(BENCH_DIRS),--bench $(dir))
 
 monitoring: runtime
 	@sh tests/support/fetch-prometheus.sh $(TARGET)/prometheus

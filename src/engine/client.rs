@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::backoff::Backoff;
 use super::frames::{FromEngine, LoadRequest, ToEngine};
 use super::life::{End, Life, Wires};
-use super::{Death, DeathReport};
+use super::{Death, DeathReport, FOR_ONNXRUNTIME};
 
 /// An engine with prompts or checks to do that sends nothing for this long is wedged, until enough of its steps are
 /// measured for a limit of its own (`pace.rs`). The slowest step is one chunk of prefill; a 7B model on the slowest board
@@ -298,6 +298,7 @@ fn spawn(config: &SpawnConfig) -> io::Result<(Child, UnixStream)> {
         .args(&config.arguments)
         .env_clear()
         .envs(public.map(|(name, value)| (name, value)))
+        .envs(FOR_ONNXRUNTIME)
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         // What a library prints belongs into the log, not between the service's own output.
         .stdout(Stdio::from(io::stderr()))

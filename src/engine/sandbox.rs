@@ -46,12 +46,17 @@ const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random"
 /// How the nodes of NVIDIA's and of other graphics drivers begin, on PCs and on Jetson.
 const ACCELERATORS: [&str; 5] = ["nvidia", "nvhost", "nvmap", "nvgpu", "dri"];
 
+/// Where NVIDIA's driver gives the threads that it starts their names, without which it does not start at all (CUDA error 304). Of this
+/// process alone.
+const THREADS: &str = "/proc/self/task";
+
 /// What an engine cannot do without.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Files and folders that are read, beside what every program reads.
     pub read: Vec<PathBuf>,
-    /// A provider for an accelerator lies beside the library: its devices are used, and it writes code while it runs.
+    /// A provider for an accelerator lies beside the library: its devices are used, it writes code while it runs, names its threads
+    /// and waits at a socket.
     pub accelerator: bool,
 }
 
@@ -156,6 +161,8 @@ fn confine_files(needs: &Needs) -> Result<Files, RulesetError> {
     if needs.accelerator {
         let entries = std::fs::read_dir("/dev").into_iter().flatten().flatten();
         devices.extend(entries.map(|entry| entry.path()).filter(|path| is_accelerator(path)));
+        let naming = reading | AccessFs::WriteFile | AccessFs::Truncate;
+        rules = allow(rules, Path::new(THREADS), naming)?;
     }
     for (paths, access) in [
         (READ.iter().map(PathBuf::from).collect(), reading),
@@ -243,7 +250,7 @@ const DENIED: [i64; 44] = [
 ];
 
 /// They fail with `EPERM`, as if the user might not.
-fn confine_calls(writes_code: bool) -> Result<(), seccompiler::Error> {
+fn confine_calls(accelerator: bool) -> Result<(), seccompiler::Error> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         DENIED.into_iter().map(|call| (call, Vec::new())).collect();
     // A new namespace is where a user becomes an administrator of sorts. The first argument of `clone` holds the flags.
@@ -268,7 +275,10 @@ fn confine_calls(writes_code: bool) -> Result<(), seccompiler::Error> {
     };
     let clone = namespaces.into_iter().map(|flag| has(0, flag)).collect::<Result<_, _>>()?;
     rules.insert(libc::SYS_clone, clone);
-    if !writes_code {
+    if accelerator {
+        rules.insert(libc::SYS_socket, other_sockets()?);
+        rules.retain(|call, _| ![libc::SYS_bind, libc::SYS_listen].contains(call));
+    } else {
         // Memory that was written to never becomes code. Libraries are mapped as code in the first place.
         let writable_code = has(2, libc::PROT_WRITE | libc::PROT_EXEC)?;
         rules.insert(libc::SYS_mmap, vec![writable_code]);
@@ -282,6 +292,26 @@ fn confine_calls(writes_code: bool) -> Result<(), seccompiler::Error> {
         SeccompFilter::new(rules, SeccompAction::Allow, refuse, machine)?.try_into()?;
     seccompiler::apply_filter(&filter)?;
     seccompiler::apply_filter(&unseen_calls())
+}
+
+/// All sockets but those of packets between processes of this machine. NVIDIA's driver waits at one of them for whoever wants to share
+/// memory with this process, and does not start where it cannot; `connect` and `accept` stay closed, so nobody is reached by it.
+fn other_sockets() -> Result<Vec<SeccompRule>, seccompiler::Error> {
+    /// `SOCK_TYPE_MASK` of `linux/net.h`: the rest of the number are flags.
+    const KIND: u64 = 0xf;
+    let number = |value: i32| u64::from(value.unsigned_abs());
+    let rule = |argument, operator, value| {
+        SeccompRule::new(vec![SeccompCondition::new(
+            argument,
+            SeccompCmpArgLen::Dword,
+            operator,
+            value,
+        )?])
+    };
+    let family = rule(0, SeccompCmpOp::Ne, number(libc::AF_UNIX));
+    let kinds = (0..=KIND).filter(|kind| *kind != number(libc::SOCK_SEQPACKET));
+    let kinds = kinds.map(|kind| rule(1, SeccompCmpOp::MaskedEq(KIND), kind));
+    Ok(std::iter::once(family).chain(kinds).collect::<Result<_, _>>()?)
 }
 
 /// Calls that the other filter cannot look into fail with `ENOSYS`, as on a kernel that has them not: `clone3`, whose flags lie

@@ -3,7 +3,7 @@
 //!
 //! The safe wrapper cannot do this: it clones tensors made from borrowed memory and takes no views as outputs.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
@@ -11,6 +11,9 @@ use ort::AsPointer;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, NoSelectedOutputs, RunOptions, Session};
 use ort::sys::{ONNXTensorElementDataType as ElementType, OrtValue};
+
+use super::cuda::OnGpu;
+use super::kv_gpu::ElementKind;
 
 /// A number that tensors are made of.
 pub(super) trait Element: Copy + private::Sealed {
@@ -108,6 +111,25 @@ impl<'a> Step<'a> {
         self.bind_output(output, value)
     }
 
+    /// As [`Step::in_place`], in memory of the GPU.
+    pub(super) fn in_place_on_gpu(
+        &mut self,
+        (input, output): (&CStr, &CStr),
+        data: &OnGpu<'a>,
+        element: ElementKind,
+        shape: &[i64],
+    ) -> ort::Result<()> {
+        let memory =
+            MemoryInfo::new(AllocationDevice::CUDA, 0, AllocatorType::Device, MemoryType::Default)?;
+        let length = data.bytes() / element.bytes;
+        let address = usize::try_from(data.address())
+            .map_err(|_| ort::Error::new("the GPU has an address that is no pointer here"))?;
+        let data = std::ptr::without_provenance_mut(address);
+        let value = self.keep(tensor((data, length, element), shape, &memory)?);
+        self.bind_input(input, value)?;
+        self.bind_output(output, value)
+    }
+
     /// Runs the graph and ends all borrows. Whoever shares the options can end the run.
     pub(super) fn run(
         self,
@@ -129,35 +151,14 @@ impl<'a> Step<'a> {
         length: usize,
         shape: &[i64],
     ) -> ort::Result<NonNull<OrtValue>> {
-        let elements =
-            shape.iter().try_fold(1_usize, |all, dim| all.checked_mul(usize::try_from(*dim).ok()?));
-        if elements != Some(length) {
-            return Err(ort::Error::new(format!(
-                "a buffer of {length} elements cannot have the shape {shape:?}"
-            )));
-        }
-        let mut value: *mut OrtValue = std::ptr::null_mut();
-        let (memory, bytes) = (self.memory.ptr(), length * size_of::<T>());
-        #[expect(unsafe_code, reason = "the C interface")]
-        // SAFETY: `data` is valid for `bytes` bytes, because the shape has exactly `length` elements, and stays borrowed
-        // for 'a, which the value does not outlive (it is released when `self` is dropped). All other pointers are to
-        // locals that live through the call.
-        let status = unsafe {
-            (ort::api().CreateTensorWithDataAsOrtValue)(
-                memory,
-                data.cast(),
-                bytes,
-                shape.as_ptr(),
-                shape.len(),
-                T::TYPE,
-                &raw mut value,
-            )
-        };
-        check(status)?;
-        let value =
-            NonNull::new(value).ok_or_else(|| ort::Error::new("ONNX Runtime made no tensor"))?;
+        let value = tensor((data.cast(), length, ElementKind::of::<T>()), shape, &self.memory)?;
+        Ok(self.keep(value))
+    }
+
+    /// Releases a value when the step is dropped.
+    fn keep(&mut self, value: NonNull<OrtValue>) -> NonNull<OrtValue> {
         self.values.push(value);
-        Ok(value)
+        value
     }
 
     fn bind_input(&mut self, name: &CStr, value: NonNull<OrtValue>) -> ort::Result<()> {
@@ -183,12 +184,47 @@ impl Drop for Step<'_> {
         self.binding.clear();
         for value in self.values.drain(..) {
             #[expect(unsafe_code, reason = "the C interface")]
-            // SAFETY: made by `view`, released nowhere else.
+            // SAFETY: made by `tensor` for this step, released nowhere else.
             unsafe {
                 (ort::api().ReleaseValue)(value.as_ptr());
             }
         }
     }
+}
+
+/// A tensor over memory that belongs to whoever calls, who holds it borrowed for as long as the tensor is used: `length`
+/// elements from `data` on.
+fn tensor(
+    (data, length, element): (*mut c_void, usize, ElementKind),
+    shape: &[i64],
+    memory: &MemoryInfo<'_>,
+) -> ort::Result<NonNull<OrtValue>> {
+    let elements =
+        shape.iter().try_fold(1_usize, |all, dim| all.checked_mul(usize::try_from(*dim).ok()?));
+    if elements != Some(length) {
+        return Err(ort::Error::new(format!(
+            "a buffer of {length} elements cannot have the shape {shape:?}"
+        )));
+    }
+    let mut value: *mut OrtValue = std::ptr::null_mut();
+    let bytes = length * element.bytes;
+    #[expect(unsafe_code, reason = "the C interface")]
+    // SAFETY: `data` is valid for `bytes` bytes, because the shape has exactly `length` elements, and stays borrowed for the
+    // step's 'a, which the value does not outlive (it is released when the step is dropped); nothing is read or written by
+    // this call. All other pointers are to locals that live through it.
+    let status = unsafe {
+        (ort::api().CreateTensorWithDataAsOrtValue)(
+            memory.ptr(),
+            data,
+            bytes,
+            shape.as_ptr(),
+            shape.len(),
+            element.kind,
+            &raw mut value,
+        )
+    };
+    check(status)?;
+    NonNull::new(value).ok_or_else(|| ort::Error::new("ONNX Runtime made no tensor"))
 }
 
 fn check(status: ort::sys::OrtStatusPtr) -> ort::Result<()> {

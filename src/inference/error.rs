@@ -83,6 +83,17 @@ pub enum LoadError {
         /// What is wrong.
         reason: String,
     },
+    /// Keys and values belong into a GPU's memory, and it takes them not.
+    #[error(
+        "{}: {reason}; take a shorter context (`model.context`) or fewer slots (`model.slots`), or set `runtime.provider` to \"cpu\"",
+        path.display()
+    )]
+    Gpu {
+        /// The file of the graph.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The threads of a step cannot be bound to the processors that were named.
     #[error("`runtime.cores` {0}")]
     Cores(String),

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use ort::session::Session;
 
 use super::binding::Step;
+use super::cuda::Gpu;
 use super::error::LoadError;
 use super::folder::Folder;
 use super::interface::{CacheElement, InputNames, Interface};
 use super::interrupt::Interrupt;
 use super::kv_cache::{self, KvCache, Padding, Shape, Window, dim};
+use super::kv_gpu::{ElementKind, GpuCache};
+use super::placement;
 
 /// How much there is room for.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +27,8 @@ pub(super) struct Settings {
 pub(super) struct Graph {
     session: Session,
     pub(super) cache: KvCache,
+    /// Whether keys and values lie in a GPU's memory.
+    pub(super) on_gpu: bool,
     names: InputNames,
     vocab: usize,
     /// The graph computes logits for the last token of a step only.
@@ -79,9 +84,11 @@ impl Graph {
             doing: "cannot be run",
             source,
         })?;
+        let (cache, on_gpu) = cache(&session, folder, settings)?;
         Ok(Graph {
             session,
-            cache: cache(interface, settings),
+            cache,
+            on_gpu,
             names: interface.names.clone(),
             vocab: interface.vocab,
             pruned: interface.pruned,
@@ -212,15 +219,38 @@ fn at_least<T: Clone + Default>(buffer: &mut Vec<T>, elements: usize) -> &mut [T
     buffer.get_mut(..elements).unwrap_or_default()
 }
 
-/// An empty cache for a graph.
-fn cache(interface: &Interface, settings: Settings) -> KvCache {
-    let Interface { kv_heads, head_size, shares_buffer, .. } = *interface;
+/// An empty cache for a graph: in the memory of the GPU where its attention runs there, else in the processor's.
+fn cache(
+    session: &Session,
+    folder: &Folder,
+    settings: Settings,
+) -> Result<(KvCache, bool), LoadError> {
+    let Interface { kv_heads, head_size, shares_buffer, .. } = folder.interface;
     let shape = Shape { kv_heads, head_size, context: settings.context, slots: settings.slots };
-    let names = interface.cache_names.clone();
-    match interface.cache {
+    let names = folder.interface.cache_names.clone();
+    let path = || folder.graph.clone();
+    let fail = |source| LoadError::Runtime { path: path(), doing: "cannot be asked", source };
+    let on_gpu = match names.first() {
+        Some(name) => placement::is_taken_on_gpu(session, &name.past).map_err(fail)?,
+        None => false,
+    };
+    if on_gpu && shares_buffer {
+        let no_room = |reason| LoadError::Gpu { path: path(), reason };
+        let gpu = Gpu::open().map_err(no_room)?;
+        let element = match folder.interface.cache {
+            CacheElement::F32 => ElementKind::of::<f32>(),
+            CacheElement::F16 => ElementKind::of::<u16>(),
+            CacheElement::I8 => ElementKind::of::<i8>(),
+            CacheElement::U8 => ElementKind::of::<u8>(),
+        };
+        let cache = GpuCache::new(gpu, shape, names, element).map_err(no_room)?;
+        return Ok((Box::new(cache), true));
+    }
+    let cache = match folder.interface.cache {
         CacheElement::F32 => kv_cache::new::<f32>(shape, names, shares_buffer),
         CacheElement::F16 => kv_cache::new::<u16>(shape, names, shares_buffer),
         CacheElement::I8 => kv_cache::new::<i8>(shape, names, shares_buffer),
         CacheElement::U8 => kv_cache::new::<u8>(shape, names, shares_buffer),
-    }
+    };
+    Ok((cache, false))
 }

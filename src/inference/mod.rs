@@ -5,6 +5,7 @@ pub mod bench;
 mod binding;
 mod conversation;
 mod cores;
+mod cuda;
 mod date;
 mod detokenizer;
 mod elf;
@@ -23,6 +24,7 @@ pub mod inspect;
 mod interface;
 mod interrupt;
 mod kv_cache;
+mod kv_gpu;
 mod kv_groups;
 mod lark;
 mod logprobs;
@@ -212,6 +214,9 @@ pub fn load(
     let vocab = graph.vocab();
     progress(Stage::Warmup);
     graph.warm_up(&some_tokens(vocab, size(context)), usize::from(slots))?;
+    if placement.provider == provider::CUDA && !graph.on_gpu {
+        warnings.push(ON_CPU.into());
+    }
     if slots > 1 && !graph.batches {
         warnings.push(
             "the graph cannot take prompts of different lengths in one step: they take turns, token by token".into(),
@@ -281,6 +286,10 @@ fn copy(
         Err(stale) => (None, stale),
     })
 }
+
+/// What is said of a graph on a GPU whose attention is not, or makes its keys and values anew at each step.
+const ON_CPU: &str = "keys and values lie in the processor's memory and cross to the GPU and back at each step, which is slow: \
+     an export for CUDA (`-e cuda` of onnxruntime-genai's builder: half precision, GroupQueryAttention) keeps them on the GPU";
 
 /// What is said where a copy is there and ONNX Runtime refuses it.
 fn unloadable(fault: &str) -> String {

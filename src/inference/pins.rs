@@ -61,7 +61,7 @@ impl Runner {
 
     /// Reads a chunk of the next beginning into the first free slot.
     pub(super) fn read_pin(&mut self) {
-        let Some((_, tokens)) = self.pins.todo.front() else { return };
+        let Some((key, tokens)) = self.pins.todo.front() else { return };
         let slot = self.answering.len();
         if slot >= self.slots {
             return;
@@ -77,6 +77,8 @@ impl Runner {
             self.pins.read = None;
             return;
         }
+        // A prompt of this profile that comes before all is read starts behind what is.
+        self.kept.hold(slot, *key, tokens.get(..past + length).unwrap_or_default());
         self.pins.read = Some((past + length, slot));
         if past + length == tokens.len()
             && let Some((key, tokens)) = self.pins.todo.pop_front()

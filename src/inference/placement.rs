@@ -1,12 +1,14 @@
-//! Asks ONNX Runtime where the nodes of a session really are. The second place that calls its C interface: the safe wrapper
-//! has no word for this.
+//! Asks ONNX Runtime where the nodes of a session really are, and where it takes its inputs. The second place that calls its C
+//! interface: the safe wrapper has no word for this.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char};
 
 use ort::AsPointer;
 use ort::session::Session;
-use ort::sys::{OrtEpAssignedNode, OrtEpAssignedSubgraph, OrtStatusPtr};
+use ort::sys::{
+    OrtEpAssignedNode, OrtEpAssignedSubgraph, OrtMemoryInfo, OrtMemoryInfoDeviceType, OrtStatusPtr,
+};
 
 /// Makes a session remember where its nodes are.
 pub(super) const RECORD: &str = "session.record_ep_graph_assignment_info";
@@ -33,6 +35,29 @@ pub(super) fn count(session: &Session) -> ort::Result<Vec<(String, u32)>> {
     let mut counted: Vec<_> = counted.into_iter().collect();
     counted.sort_by_key(|(_, nodes)| std::cmp::Reverse(*nodes));
     Ok(counted)
+}
+
+/// Whether the graph takes this input in the memory of a GPU, because what reads it runs there.
+pub(super) fn is_taken_on_gpu(session: &Session, input: &CStr) -> ort::Result<bool> {
+    let inputs = session.inputs();
+    let name = input.to_string_lossy();
+    let Some(at) = inputs.iter().position(|outlet| outlet.name() == name) else { return Ok(false) };
+    let mut places: Vec<*const OrtMemoryInfo> = vec![std::ptr::null(); inputs.len()];
+    let session = session.ptr();
+    #[expect(unsafe_code, reason = "the C interface")]
+    // SAFETY: the session is alive and borrowed, and the array has room for as many places as it has inputs.
+    let status = unsafe {
+        (ort::api().SessionGetMemoryInfoForInputs)(session, places.as_mut_ptr(), places.len())
+    };
+    check(status)?;
+    let Some(place) = places.get(at).filter(|place| !place.is_null()) else { return Ok(false) };
+    let mut device = OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_CPU;
+    #[expect(unsafe_code, reason = "the C interface")]
+    // SAFETY: the description belongs to the session, which is borrowed; the other pointer is to a local.
+    unsafe {
+        (ort::api().MemoryInfoGetDeviceType)(*place, &raw mut device);
+    }
+    Ok(device == OrtMemoryInfoDeviceType::OrtMemoryInfoDeviceType_GPU)
 }
 
 /// One of the subgraphs that ONNX Runtime told of.

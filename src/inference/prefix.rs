@@ -18,7 +18,8 @@ pub(super) struct Slots {
     uses: u64,
 }
 
-/// The prompt whose rows are at the beginning of a slot, be it in work or ended.
+/// The prompt whose rows are at the beginning of a slot, be it in work or ended, or the beginning of a profile's prompts that is
+/// being read; it belongs to whoever asked, or to all who ask for the profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Kept {
     owner: CacheKey,
@@ -140,7 +141,8 @@ impl Slots {
             most - most % self.chunk
         };
         let slots = self.kept.iter().enumerate().filter_map(|(slot, kept)| {
-            let kept = kept.as_ref().filter(|kept| kept.owner == reuse.own)?;
+            let mine = |kept: &&Kept| kept.owner == reuse.own || Some(kept.owner) == reuse.profile;
+            let kept = kept.as_ref().filter(mine)?;
             Some((Source::Slot(slot), usable(&kept.tokens)))
         });
         let pins = self.pins.iter().enumerate().filter(|(_, pin)| reuse.profile == Some(pin.key));
@@ -170,6 +172,19 @@ mod tests {
     const ANN: CacheKey = CacheKey(1);
     const BOB: CacheKey = CacheKey(2);
     const HOUSE: CacheKey = CacheKey(3);
+
+    #[test]
+    fn a_profiles_beginning_is_used_as_far_as_it_is_read() {
+        let mut slots = Slots::new(1, 16);
+        slots.hold(0, HOUSE, &tokens(32));
+        let asks = |own, profile| Reuse { own, profile };
+        assert_eq!(slots.find(&tokens(60), asks(ANN, Some(HOUSE))).1, 32);
+        assert_eq!(slots.find(&tokens(60), asks(BOB, None)).1, 0);
+        assert_eq!(slots.begin(0, &tokens(60), asks(ANN, Some(HOUSE))), (32, vec![]));
+        // From then on they are Ann's.
+        slots.hold(0, ANN, &tokens(60));
+        assert_eq!(slots.find(&tokens(60), asks(BOB, Some(HOUSE))).1, 0);
+    }
 
     fn of(own: CacheKey) -> Reuse {
         Reuse { own, profile: None }

@@ -28,6 +28,9 @@ pub struct Placement {
     pub prepared: bool,
 }
 
+/// What a placement says of a GPU.
+pub(super) const CUDA: &str = "CUDA";
+
 /// What a session can be built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Device {
@@ -39,7 +42,7 @@ impl Device {
     fn name(self) -> &'static str {
         match self {
             Device::Cpu => "CPU",
-            Device::Cuda => "CUDA",
+            Device::Cuda => CUDA,
         }
     }
 }
@@ -88,11 +91,24 @@ fn on_cuda<S, E: std::fmt::Display>(
     build: &mut impl FnMut(Device) -> Result<(S, Nodes), E>,
 ) -> Result<(S, Nodes), String> {
     let (session, nodes) =
-        build(Device::Cuda).map_err(|error| format!("CUDA cannot be used: {error}"))?;
+        build(Device::Cuda).map_err(|error| format!("CUDA cannot be used: {}", words(&error)))?;
     if nodes.iter().any(|(provider, count)| provider == Device::Cuda.name() && *count > 0) {
         return Ok((session, nodes));
     }
     Err("CUDA has kernels for none of the graph's nodes; all would run on the CPU".to_owned())
+}
+
+/// What ONNX Runtime says, without the places in its source that it says it from: `… [ONNXRuntimeError] : 1 : FAIL : Failed to load
+/// library …`, and `… CUDA failure 304: OS call failed … ; GPU=-1 ; hostname=… ; file=… ; …`.
+fn words(error: &impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    if let Some(at) = text.find("CUDA failure") {
+        let said = text.get(at..).unwrap_or_default();
+        return said.split(" ; ").next().unwrap_or(said).trim().to_owned();
+    }
+    let said =
+        text.split_once("[ONNXRuntimeError]").and_then(|(_, said)| said.splitn(4, ':').nth(3));
+    said.unwrap_or(&text).trim().to_owned()
 }
 
 fn placement(device: Device, why: Option<String>, nodes: Nodes) -> Placement {
@@ -150,6 +166,17 @@ mod tests {
                 Err(Refused::Graph(error)) => panic!("{case}: {error}"),
             }
         }
+    }
+
+    #[test]
+    fn a_reason_begins_with_what_is_wrong() {
+        let long = "/src/provider_bridge_ort.cc:2043 onnxruntime::Provider& Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load \
+                    library /x.so with error: libcublasLt.so.13: cannot open shared object file\n";
+        let short = "Failed to load library /x.so with error: libcublasLt.so.13: cannot open shared object file";
+        assert_eq!(words(&long), short);
+        let long = "/src/cuda_call.cc:154 CudaCall(ERRTYPE) [with THRW = true] CUDA failure 304: OS call failed ; GPU=-1 ; line=355 ; \n";
+        assert_eq!(words(&long), "CUDA failure 304: OS call failed");
+        assert_eq!(words(&"no such: thing"), "no such: thing");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ort::ep::ExecutionProvider as _;
+use ort::ep::{ArenaExtendStrategy, ExecutionProvider as _};
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use serde::{Deserialize, Serialize};
@@ -78,7 +78,11 @@ fn commit(
     let mut builder = builder(runtime, execution)?;
     if device == Device::Cuda {
         // Without this a provider that cannot be had is left out without a word.
-        let cuda = ort::ep::CUDA::default().build().error_on_failure();
+        let cuda = ort::ep::CUDA::default()
+            // Else memory is taken by powers of two, and a board whose GPU shares its memory has up to half of it too little.
+            .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
+            .build()
+            .error_on_failure();
         builder = builder.with_execution_providers([cuda])?;
     }
     let session = builder.commit_from_file(file)?;

@@ -97,6 +97,57 @@ fn written_memory_never_becomes_code_unless_an_accelerator_needs_it() {
     assert_eq!(confined(Needs { accelerator: true, ..needs }, turn_into_code), Ok(()));
 }
 
+/// As NVIDIA's driver does it when it starts.
+#[test]
+fn threads_are_named_through_their_files_only_where_an_accelerator_needs_it() {
+    let name = || {
+        let mut file = std::fs::File::options();
+        let file = file.write(true).create(true).truncate(true).open("/proc/thread-self/comm");
+        let done = file.and_then(|mut file| std::io::Write::write_all(&mut file, b"named"));
+        let name = std::fs::read_to_string("/proc/thread-self/comm").unwrap();
+        (done.map_err(|error| error.kind()), name.trim().to_owned())
+    };
+    let files = confined(Needs::default(), || sandbox::confine(&Needs::default()).files.unwrap());
+    if files == Files::None {
+        println!("skipped: this kernel has no Landlock");
+        return;
+    }
+    let (refused, _) = confined(Needs::default(), name);
+    assert_eq!(refused, Err(std::io::ErrorKind::PermissionDenied));
+    let needs = Needs { accelerator: true, ..Needs::default() };
+    assert_eq!(confined(needs, name), (Ok(()), "named".to_owned()));
+}
+
+/// NVIDIA's driver waits at such a socket, and does not start where it cannot.
+#[test]
+fn of_sockets_an_accelerator_gets_one_kind_that_reaches_nobody() {
+    use rustix::io::Errno;
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, connect, listen, socket};
+    let attempts = || {
+        let packets = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None);
+        let waits = packets.as_ref().map_err(|error| *error).and_then(|packets| {
+            let name = format!("promptd-test-{}", std::process::id());
+            bind(packets, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
+            listen(packets, 1)?;
+            connect(packets, &SocketAddrUnix::new("/nowhere")?)
+        });
+        let others = [
+            (AddressFamily::UNIX, SocketType::STREAM),
+            (AddressFamily::UNIX, SocketType::DGRAM),
+            (AddressFamily::INET, SocketType::STREAM),
+            (AddressFamily::INET, SocketType::SEQPACKET),
+            (AddressFamily::INET6, SocketType::DGRAM),
+        ];
+        let others = others.map(|(family, kind)| socket(family, kind, None).map(drop));
+        (packets.map(drop), waits, others)
+    };
+    let refused = Err(Errno::PERM);
+    let (packets, _, others) = confined(Needs::default(), attempts);
+    assert_eq!((packets, others), (refused, [refused; 5]));
+    let needs = Needs { accelerator: true, ..Needs::default() };
+    assert_eq!(confined(needs, attempts), (Ok(()), refused, [refused; 5]));
+}
+
 #[test]
 #[expect(unsafe_code, reason = "system calls that only a break-in makes have no safe wrapper")]
 fn calls_of_a_debugger_and_an_administrator_are_refused() {
@@ -174,4 +225,26 @@ fn the_engine_that_answers_is_confined_with_every_thread() {
         threads += 1;
     }
     assert!(threads >= 4, "{threads}");
+}
+
+/// The official builds of ONNX Runtime do, from 1.29 on, and begin with a number for this machine in the user's folder.
+#[test]
+fn onnxruntime_reports_nothing_to_anybody() {
+    let home = tempfile::tempdir().unwrap();
+    let mut load = command(&["model", "check", "--load", "--library"]);
+    load.arg(library()).arg(demo_model()).env("HOME", home.path());
+    // It says nothing in such surroundings either, which is not what is to be seen here.
+    for name in ["CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "XDG_CACHE_HOME"] {
+        load.env_remove(name);
+    }
+    let (status, text, log) = output(load);
+    assert_eq!(status, 0, "{text}{log}");
+    let left: Vec<_> = std::fs::read_dir(home.path()).unwrap().flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+    // An engine gets no folder to write to anyway, nor a socket; it does not even try.
+    let service = Service::start(&Plan::demo()).ready();
+    let engine = service.engine_pid().expect("an engine");
+    let environment = std::fs::read(format!("/proc/{engine}/environ")).unwrap();
+    let mut variables = environment.split(|byte| *byte == 0);
+    assert!(variables.any(|variable| variable == b"ORT_DISABLE_TELEMETRY=1"));
 }
