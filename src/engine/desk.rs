@@ -10,13 +10,25 @@ use crate::request::{CacheKey, Pinned, PromptId, Request, Reuse};
 /// and a few), and no more starts than slots; beyond this the reader waits, and the service's own bounds hold it back.
 const LIMIT: usize = 256;
 
+/// Checks whose preparing is kept for a start. A prompt that finds a free slot is started right after its check, with few others in
+/// between; one that has waited in the queue for seconds does not mind being prepared again. Few, because each holds the tokens
+/// of a prompt and the states of a grammar.
+const KEPT: usize = 4;
+
 /// Something to prepare.
 #[derive(Debug, PartialEq)]
 pub(super) enum Job {
-    /// Prepare, tell what was found, and forget it.
+    /// Prepare, and tell what was found.
     Check { check: u64, request: Request },
     /// Prepare and hand over to the model.
-    Start { id: PromptId, request: Request, seed: u64, resume: Vec<u32>, reuse: Reuse },
+    Start {
+        id: PromptId,
+        check: Option<u64>,
+        request: Request,
+        seed: u64,
+        resume: Vec<u32>,
+        reuse: Reuse,
+    },
     /// Turn these into tokens and hand them over to the model.
     Pin(Vec<Pinned>),
 }
@@ -41,7 +53,13 @@ pub(super) enum Order<P> {
 /// The desk between the threads that read, prepare and compute.
 pub(super) struct Desk<P> {
     papers: Mutex<Papers<P>>,
-    changed: Condvar,
+    /// There are jobs. Each side has a bell of its own: a thread that is woken for nothing is in the way of the one that has
+    /// work.
+    jobs: Condvar,
+    /// There are orders.
+    orders: Condvar,
+    /// There is room.
+    room: Condvar,
     /// Tells the model at once that a prompt is cancelled: the step it is in may take seconds.
     interrupt: OnceLock<Interrupter>,
 }
@@ -56,6 +74,8 @@ struct Papers<P> {
     checks: VecDeque<Job>,
     /// The prompt whose start is being prepared, until it is cancelled.
     preparing: Option<PromptId>,
+    /// What checks have prepared, by their numbers, the oldest first.
+    checked: VecDeque<(u64, P)>,
     orders: VecDeque<Order<P>>,
     closed: bool,
 }
@@ -68,27 +88,55 @@ impl<P> std::fmt::Debug for Desk<P> {
 
 impl<P> Default for Desk<P> {
     fn default() -> Self {
-        let (starts, checks, orders) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+        let papers = Papers {
+            starts: VecDeque::new(),
+            checks: VecDeque::new(),
+            preparing: None,
+            checked: VecDeque::new(),
+            orders: VecDeque::new(),
+            closed: false,
+        };
         Desk {
-            papers: Mutex::new(Papers { starts, checks, preparing: None, orders, closed: false }),
-            changed: Condvar::new(),
+            papers: Mutex::new(papers),
+            jobs: Condvar::new(),
+            orders: Condvar::new(),
+            room: Condvar::new(),
             interrupt: OnceLock::new(),
         }
     }
 }
 
 impl<P> Desk<P> {
-    /// Puts down a job. Waits only while the desk is full.
+    /// Puts down a job. Waits only while the desk is full. A start whose check has prepared it goes to the model at once.
     pub(super) fn put(&self, job: Job) {
         let mut papers = self.lock();
         while papers.starts.len() + papers.checks.len() >= LIMIT && !papers.closed {
-            papers = self.wait(papers);
+            papers = wait(&self.room, papers);
         }
         match job {
-            Job::Start { .. } => papers.starts.push_back(job),
+            Job::Start { id, check, request, seed, resume, reuse } => {
+                if let Some(prepared) = check.and_then(|check| papers.take_checked(check)) {
+                    papers.orders.push_back(Order::Start { id, prepared, seed, resume, reuse });
+                    return self.orders.notify_one();
+                }
+                let job = Job::Start { id, check, request, seed, resume, reuse };
+                papers.starts.push_back(job);
+            }
             Job::Check { .. } | Job::Pin(_) => papers.checks.push_back(job),
         }
-        self.changed.notify_all();
+        self.jobs.notify_one();
+    }
+
+    /// Keeps what a check has prepared for the start that may follow. A conversation that was shortened is checked again under
+    /// the same number, and the newer counts.
+    pub(super) fn checked(&self, check: u64, prepared: Option<P>) {
+        let mut papers = self.lock();
+        let older = papers.take_checked(check);
+        papers.checked.extend(prepared.map(|prepared| (check, prepared)));
+        let oldest = if papers.checked.len() > KEPT { papers.checked.pop_front() } else { None };
+        drop(papers);
+        // Freeing a grammar takes its time, and nobody is to wait for that.
+        drop((older, oldest));
     }
 
     /// Cancels a prompt: before it is prepared, while it is, or at the model.
@@ -104,10 +152,10 @@ impl<P> Desk<P> {
             return;
         }
         while papers.orders.len() >= LIMIT && !papers.closed {
-            papers = self.wait(papers);
+            papers = wait(&self.room, papers);
         }
         papers.orders.push_back(Order::Cancel { id });
-        self.changed.notify_all();
+        self.orders.notify_one();
         // Behind the order, so that the model finds it when its step has ended.
         if let Some(interrupt) = self.interrupt.get() {
             interrupt(id);
@@ -123,7 +171,7 @@ impl<P> Desk<P> {
     /// Gives the model something that nobody waits for.
     pub(super) fn order(&self, order: Order<P>) {
         self.lock().orders.push_back(order);
-        self.changed.notify_all();
+        self.orders.notify_one();
     }
 
     /// The next job, starts first. Waits for one; `None` when the desk is closed.
@@ -137,10 +185,10 @@ impl<P> Desk<P> {
                 if let Job::Start { id, .. } = &job {
                     papers.preparing = Some(*id);
                 }
-                self.changed.notify_all();
+                self.room.notify_one();
                 return Some(job);
             }
-            papers = self.wait(papers);
+            papers = wait(&self.jobs, papers);
         }
     }
 
@@ -150,7 +198,7 @@ impl<P> Desk<P> {
         let wanted = papers.preparing.take() == Some(id);
         if wanted {
             papers.orders.extend(order);
-            self.changed.notify_all();
+            self.orders.notify_one();
         }
         wanted
     }
@@ -159,29 +207,38 @@ impl<P> Desk<P> {
     pub(super) fn orders(&self, idle: bool) -> Option<VecDeque<Order<P>>> {
         let mut papers = self.lock();
         while idle && papers.orders.is_empty() && !papers.closed {
-            papers = self.wait(papers);
+            papers = wait(&self.orders, papers);
         }
         if papers.closed {
             return None;
         }
         let orders = std::mem::take(&mut papers.orders);
-        self.changed.notify_all();
+        self.room.notify_one();
         Some(orders)
     }
 
     /// Ends all waiting: the process is to end.
     pub(super) fn close(&self) {
         self.lock().closed = true;
-        self.changed.notify_all();
+        for bell in [&self.jobs, &self.orders, &self.room] {
+            bell.notify_all();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Papers<P>> {
         self.papers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn wait<'a>(&self, papers: MutexGuard<'a, Papers<P>>) -> MutexGuard<'a, Papers<P>> {
-        self.changed.wait(papers).unwrap_or_else(PoisonError::into_inner)
+impl<P> Papers<P> {
+    fn take_checked(&mut self, check: u64) -> Option<P> {
+        let at = self.checked.iter().position(|(other, _)| *other == check)?;
+        self.checked.remove(at).map(|(_, prepared)| prepared)
     }
+}
+
+fn wait<'a, P>(bell: &Condvar, papers: MutexGuard<'a, Papers<P>>) -> MutexGuard<'a, Papers<P>> {
+    bell.wait(papers).unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -206,7 +263,7 @@ mod tests {
 
     fn start(id: u64) -> Job {
         let (request, resume, reuse) = (request(), Vec::new(), Reuse::default());
-        Job::Start { id: PromptId(id), request, seed: 0, resume, reuse }
+        Job::Start { id: PromptId(id), check: None, request, seed: 0, resume, reuse }
     }
 
     fn order(id: u64) -> Order<()> {
@@ -231,6 +288,42 @@ mod tests {
         desk.put(start(1));
         assert_eq!(desk.job(), Some(start(1)));
         assert!(matches!(desk.job(), Some(Job::Check { check: 7, .. })));
+    }
+
+    #[test]
+    fn what_a_check_has_prepared_is_started_without_a_second_preparing() {
+        let desk = Desk::<u64>::default();
+        let start = |id, check| Job::Start {
+            id: PromptId(id),
+            check: Some(check),
+            request: request(),
+            seed: 0,
+            resume: Vec::new(),
+            reuse: Reuse::default(),
+        };
+        let kept = u64::try_from(KEPT).unwrap();
+        (0..=kept).for_each(|check| desk.checked(check, Some(check * 10)));
+        desk.checked(2, Some(21));
+        desk.checked(3, None);
+        for check in 0..4 {
+            desk.put(start(check + 100, check));
+        }
+        let started: Vec<u64> = desk
+            .orders(true)
+            .unwrap()
+            .into_iter()
+            .map(|order| match order {
+                Order::Start { prepared, .. } => prepared,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(started, [10, 21], "of check 2 the newer one");
+        // The oldest gave way, and the last came to nothing.
+        for check in [0, 3] {
+            assert_eq!(desk.job(), Some(start(check + 100, check)));
+        }
+        desk.put(start(200, 2));
+        assert_eq!(desk.job(), Some(start(200, 2)), "it is taken once");
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub enum ToEngine {
     Start {
         /// The prompt's number, named by all its events.
         id: PromptId,
+        /// The check that found this very request good, if one did: what it has prepared need not be prepared again.
+        check: Option<u64>,
         /// What to run.
         request: Request,
         /// The seed fixed at acceptance.

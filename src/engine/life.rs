@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, watch};
@@ -281,10 +281,8 @@ async fn write_more(
     Ok(())
 }
 
-async fn read_frames(
-    mut socket: OwnedReadHalf,
-    found: mpsc::Sender<Result<FromEngine, FrameError>>,
-) {
+async fn read_frames(socket: OwnedReadHalf, found: mpsc::Sender<Result<FromEngine, FrameError>>) {
+    let mut socket = BufReader::new(socket);
     loop {
         let mut prefix = [0; 4];
         if socket.read_exact(&mut prefix).await.is_err() {

@@ -6,12 +6,12 @@
 //! | `engine-reader` | frames in | the service |
 //! | `engine-checker` | prepares prompts, for checks and for starts | jobs |
 //! | `engine-model` | loads, then computes step by step | orders, if nothing runs |
-//! | `engine-writer` | frames out | the service |
+//! | `engine-writer` | frames out that the socket did not take at once from the thread that had them | the service |
 //!
 //! Preparing has a thread of its own so that a new prompt is accepted or refused while others are being answered.
 
 use std::any::Any;
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,7 +25,7 @@ use super::desk::{Desk, Job, Order};
 use super::frames::{
     self, CheckedPrompt, FrameError, FromEngine, LoadRequest, LoadStage, ModelInfo, ToEngine,
 };
-use super::outbox::Outbox;
+use super::outbox::{Next, Outbox};
 use crate::request::{CacheKey, Code, Event, Pinned, PromptId, Refusal, Request, Reuse};
 
 /// Time between two heartbeats at least: often enough for a watchdog of seconds, seldom enough to cost nothing.
@@ -169,7 +169,7 @@ where
         + 'static,
 {
     let desk = Arc::new(Desk::default());
-    let outbox = Arc::new(Outbox::default());
+    let outbox = Arc::new(Outbox::to(socket.try_clone()?));
     let (ends, ends_of_threads) = sync_channel(THREADS);
     let request = match first_order(&mut socket) {
         Ok(request) => request,
@@ -248,7 +248,8 @@ fn first_order(socket: &mut impl Read) -> Result<LoadRequest, Ended> {
 }
 
 /// Reads orders until there are no more.
-fn read_all<P>(mut socket: UnixStream, desk: &Desk<P>) -> Ended {
+fn read_all<P>(socket: UnixStream, desk: &Desk<P>) -> Ended {
+    let mut socket = BufReader::new(socket);
     loop {
         let order = match next_order(&mut socket) {
             Ok(order) => order,
@@ -259,8 +260,8 @@ fn read_all<P>(mut socket: UnixStream, desk: &Desk<P>) -> Ended {
                 return Ended::Broken("the service asked for a second model".to_owned());
             }
             ToEngine::Check { check, request } => desk.put(Job::Check { check, request }),
-            ToEngine::Start { id, request, seed, resume, reuse } => {
-                desk.put(Job::Start { id, request, seed, resume, reuse });
+            ToEngine::Start { id, check, request, seed, resume, reuse } => {
+                desk.put(Job::Start { id, check, request, seed, resume, reuse });
             }
             ToEngine::Pin(pinned) => desk.put(Job::Pin(pinned)),
             ToEngine::Cancel { id } => desk.cancel(id),
@@ -289,10 +290,14 @@ fn read_frame(socket: &mut impl Read) -> Result<Option<ToEngine>, FrameError> {
     frames::decode(&body).map(Some)
 }
 
-/// Writes frames until there are no more. That the service is gone is the reader's to tell.
+/// Writes what the socket does not take at once, until there is no more. That the service is gone is the reader's to tell.
 fn write_all(mut socket: UnixStream, outbox: &Outbox) -> Option<Ended> {
-    while let Some(frame) = outbox.next() {
-        let written = match frames::encode(&frame) {
+    while let Some(next) = outbox.next() {
+        let bytes = match next {
+            Next::Rest(bytes) => Ok(bytes),
+            Next::Frame(frame) => frames::encode(&frame),
+        };
+        let written = match bytes {
             Ok(bytes) => socket.write_all(&bytes),
             Err(error) => {
                 outbox.abandon();
@@ -401,7 +406,12 @@ fn prepare_all<C: Checker>(
     while let Some(job) = desk.job() {
         match job {
             Job::Check { check, request } => {
-                let result = prepare(checker, &request).map(|(_, checked)| checked);
+                let (prepared, result) = match prepare(checker, &request) {
+                    Ok((prepared, checked)) => (Some(prepared), Ok(checked)),
+                    Err(refusal) => (None, Err(refusal)),
+                };
+                // Before it is told, so that the start that follows finds it.
+                desk.checked(check, prepared);
                 outbox.push(FromEngine::Checked { check, result });
             }
             Job::Pin(pinned) => {
@@ -411,16 +421,18 @@ fn prepare_all<C: Checker>(
                 };
                 desk.order(Order::Pin(pinned.iter().map(beginning).collect()));
             }
-            Job::Start { id, request, seed, resume, reuse } => match prepare(checker, &request) {
-                Ok((prepared, _)) => {
-                    desk.prepared(id, Some(Order::Start { id, prepared, seed, resume, reuse }));
-                }
-                Err(refusal) => {
-                    if desk.prepared(id, None) {
-                        outbox.push(FromEngine::Event { id, event: Event::Failed(refusal) });
+            Job::Start { id, request, seed, resume, reuse, .. } => {
+                match prepare(checker, &request) {
+                    Ok((prepared, _)) => {
+                        desk.prepared(id, Some(Order::Start { id, prepared, seed, resume, reuse }));
+                    }
+                    Err(refusal) => {
+                        if desk.prepared(id, None) {
+                            outbox.push(FromEngine::Event { id, event: Event::Failed(refusal) });
+                        }
                     }
                 }
-            },
+            }
         }
     }
     None

@@ -239,7 +239,7 @@ async fn next(port: &mut EnginePort) -> Result<EngineEvent, TrialError> {
 
 fn start(id: u64, request: Request) -> ToEngine {
     let (id, reuse) = (PromptId(id), Reuse::default());
-    ToEngine::Start { id, request, seed: 0, resume: Vec::new(), reuse }
+    ToEngine::Start { id, check: None, request, seed: 0, resume: Vec::new(), reuse }
 }
 
 /// A question at temperature 0.

@@ -247,18 +247,22 @@ impl Connection {
                     Ok(more) => unflushed = more,
                     Err(error) => return End::Trouble(tls::trouble(&error)),
                 },
-                command = commands.recv(), if !leaving && self.out.len() < OUT_BYTES => match command {
-                    Some(Command::Disconnect) => {
-                        // Two bytes that are always the same.
-                        let _ = packet::disconnect(&mut self.out);
-                        leaving = true;
-                    }
-                    Some(command) => if let Err(end) = self.command(command) {
-                        return end;
-                    },
+                command = commands.recv(), if !leaving && self.out.len() < OUT_BYTES => {
                     // The door let go of this connection.
-                    None => return End::Trouble(Trouble::away("promptd began the connection anew")),
-                },
+                    let Some(command) = command else {
+                        return End::Trouble(Trouble::away("promptd began the connection anew"));
+                    };
+                    let mut next = Some(command);
+                    // What waits behind it goes with it: each write costs both sides more than the bytes in it.
+                    while let Some(command) = next {
+                        leaving = matches!(command, Command::Disconnect);
+                        if let Err(end) = self.command(command) {
+                            return end;
+                        }
+                        let more = !leaving && self.out.len() < OUT_BYTES;
+                        next = if more { commands.try_recv().ok() } else { None };
+                    }
+                }
                 // Whatever else happens, so that a healthy broker is heard once in an interval.
                 () = sleep_until(ping) => {
                     let _ = packet::ping(&mut self.out);
@@ -355,7 +359,8 @@ impl Connection {
                 let number = self.number(None)?;
                 packet::unsubscribe(&mut self.out, self.version, number, &filter).map_err(own_fault)
             }
-            Command::Disconnect => Ok(()),
+            // Two bytes that are always the same.
+            Command::Disconnect => packet::disconnect(&mut self.out).map_err(own_fault),
         }
     }
 

@@ -20,6 +20,8 @@ impl Door {
     /// Says goodbye, over a connection that is up; a broker that is away says `offline` by itself.
     pub(super) async fn goodbye(&mut self, events: &mut mpsc::Receiver<Event>) {
         self.leaving = true;
+        // Those that waited for the record until now wait no longer: it is closed, and so written to its end, afterwards.
+        self.say();
         if timeout(
             FLUSH,
             self.flush(events, |door| {

@@ -132,7 +132,7 @@ async fn the_engine_sees_nothing_of_the_services_secrets() {
 
 fn start(resume: Vec<u32>) -> ToEngine {
     let (request, reuse) = (request("x"), Reuse::default());
-    ToEngine::Start { id: PromptId(1), request, seed: 1, resume, reuse }
+    ToEngine::Start { id: PromptId(1), check: None, request, seed: 1, resume, reuse }
 }
 
 #[tokio::test]

@@ -157,9 +157,13 @@ impl Bench {
     }
 
     fn start(&mut self, id: u64, text: &str, resume: &[u32]) {
+        self.start_checked(id, None, text, resume);
+    }
+
+    fn start_checked(&mut self, id: u64, check: Option<u64>, text: &str, resume: &[u32]) {
         let (id, request) = (PromptId(id), request(text));
         let (resume, reuse) = (resume.to_vec(), Reuse::default());
-        self.order(&ToEngine::Start { id, request, seed: 7, resume, reuse });
+        self.order(&ToEngine::Start { id, check, request, seed: 7, resume, reuse });
     }
 
     fn step(&self, id: u64, event: Event) {
@@ -216,6 +220,23 @@ fn a_prompt_is_checked_and_answered() {
     }
     let farewell = bench.end();
     assert_eq!((farewell.ended, farewell.busy), (Ended::Unwanted, false));
+}
+
+#[test]
+fn a_checked_prompt_is_not_prepared_again() {
+    let mut bench = Bench::ready();
+    bench.check(5, "once");
+    assert!(matches!(bench.frame(), FromEngine::Checked { check: 5, result: Ok(_) }));
+    // The text of the start would show that it was looked at again.
+    bench.start_checked(1, Some(5), "twice", &[]);
+    assert_eq!(bench.told(), "start p1 once seed 7 resume []");
+    // Each check serves one start, and a check that nobody made serves none.
+    bench.start_checked(2, Some(5), "twice", &[]);
+    bench.step(1, finished(1));
+    assert_eq!(bench.told(), "start p2 twice seed 7 resume []");
+    assert_eq!(bench.frame(), event(1, finished(1)));
+    bench.start_checked(3, Some(6), "bad", &[]);
+    assert_eq!(bench.frame(), event(3, Event::Failed(Refusal::bad_request("a bad prompt"))));
 }
 
 #[test]

@@ -178,6 +178,7 @@ impl Core {
             id,
             Prompt {
                 request,
+                check,
                 talk: pending.talk,
                 quota,
                 weight: pending.weight,

@@ -180,6 +180,8 @@ struct Pending {
 #[derive(Debug)]
 struct Prompt {
     request: Request,
+    /// The check that found it good.
+    check: u64,
     /// The conversation that it continues, and the answer so far.
     talk: Option<Talk>,
     quota: Quota,

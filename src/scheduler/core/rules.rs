@@ -29,10 +29,11 @@ impl Core {
                 resume.extend(resume.last().copied());
             }
             let event = Event::Started { deaths: prompt.deaths };
-            let seed = prompt.seed;
+            let (seed, check) = (prompt.seed, Some(prompt.check));
             let reuse = self.prompts.get(&id).map(|prompt| self.reuse(prompt)).unwrap_or_default();
             self.actions.push(Action::Deliver { id, event });
-            self.actions.push(Action::Send(ToEngine::Start { id, request, seed, resume, reuse }));
+            let start = ToEngine::Start { id, check, request, seed, resume, reuse };
+            self.actions.push(Action::Send(start));
         }
     }
 
