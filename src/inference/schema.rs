@@ -100,6 +100,7 @@ impl Reader {
             patterns.extend(of.into_iter().map(|(pattern, schema)| (of_ecma(&pattern), schema)));
         }
         check_characters(fields)?;
+        check_numbers(fields)?;
         self.divide(fields)?;
         check_count_of_properties(fields)?;
         for key in ONE {
@@ -208,6 +209,30 @@ fn check_characters(fields: &Map<String, Value>) -> Result<(), Refusal> {
     found.map_or(Ok(()), |key| {
         Err(unusable(format!("`{key}` holds a control character, which cannot be enforced")))
     })
+}
+
+/// Whole numbers that the compiler would write as a neighbour of theirs: it holds them in double precision.
+fn check_numbers(fields: &Map<String, Value>) -> Result<(), Refusal> {
+    /// From here on not every whole number has a double of its own (2^53).
+    const EXACT: u64 = 1 << 53;
+    fn holds(value: &Value) -> bool {
+        match value {
+            Value::Number(number) => number
+                .as_i64()
+                .map(i64::unsigned_abs)
+                .or(number.as_u64())
+                .is_some_and(|n| n > EXACT),
+            Value::Array(items) => items.iter().any(holds),
+            Value::Object(fields) => fields.values().any(holds),
+            _ => false,
+        }
+    }
+    match ["const", "enum"].into_iter().find(|key| fields.get(*key).is_some_and(holds)) {
+        None => Ok(()),
+        Some(key) => Err(unusable(format!(
+            "`{key}` holds a whole number beyond {EXACT}, which cannot be enforced to the last digit; say it as a string"
+        ))),
+    }
 }
 
 /// Adds what the compiler's own idea of a format leaves open.
@@ -383,6 +408,18 @@ mod tests {
         let source = json!({"properties": {"multipleOf": {"type": "string"}, "pattern": {"const": {"format": "date"}}},
             "enum": [{"multipleOf": 1e300, "minProperties": 7}]});
         assert_eq!(read(&source.to_string()).unwrap(), source);
+    }
+
+    #[test]
+    fn whole_numbers_without_a_double_of_their_own_are_refused() {
+        let fine = json!({"enum": [9_007_199_254_740_992_u64, -9_007_199_254_740_992_i64, 1.5]});
+        read(&fine.to_string()).unwrap();
+        for wrong in [
+            json!({"items": {"enum": ["a", 23_372_036_854_775_809_u64]}}),
+            json!({"const": {"a": [-9_007_199_254_740_993_i64]}}),
+        ] {
+            assert!(message(&wrong).contains("9007199254740992"), "{wrong}");
+        }
     }
 
     #[test]

@@ -219,8 +219,11 @@ mod tests {
         let object = answer.to_object();
         assert_eq!((object.get("json"), object.get("id"), object.get("node")), (None, None, None));
         assert_eq!((&object["finish"], &object["truncated"]), (&json!("length"), &json!(true)));
+        // Numbers of sixteen digits are what the text says, not a neighbour of it.
+        let long = Answer { text: "[941319783713421.5]", ..answer };
+        assert_eq!(long.to_object()["json"].to_string(), "[941319783713421.5]");
         // Text that merely looks like JSON stays text.
-        let plain = Answer { text: "1", is_json: false, ..answer };
+        let plain = Answer { text: "1", is_json: false, ..long };
         assert_eq!(plain.to_object().get("json"), None);
     }
 
