@@ -80,7 +80,8 @@ test-systemd: docs $(if $(filter $(TARGET)/release/promptd,$(DEB_PROGRAM)),build
 test-arm: docs runtime
 	@test -x $(TARGET)/release/promptd || $(CARGO) build --locked --quiet
 	@rm -rf $(TARGET)/arm-test && PROMPTD_PACKAGE_QUICKLY=1 packaging/build.sh arm64 --no-tarball --out $(TARGET)/arm-test
-	@$(PYTHON) tests/arm/run.py --target $(TARGET) --deb $(TARGET)/arm-test/promptd_*_arm64.deb
+	@$(PYTHON) tests/arm/run.py --target $(TARGET) --deb $(TARGET)/arm-test/promptd_*_arm64.deb \
+		$(if $(wildcard $(MATERIAL)/golden),--material $(MATERIAL)) $(if $(CPU),--cpu $(CPU))
 
 PACKAGES ?= $(wildcard $(TARGET)/packages/*.deb)
 test-package:

@@ -4,6 +4,8 @@
 #   ARCH    aarch64 or x86_64
 #   --gcc   link with Debian's gcc-aarch64-linux-gnu instead of zig; the result then needs glibc 2.34
 #
+# A program that needs a newer glibc than that is an error (cross/glibc.sh).
+#
 # By default zig (PyPI's `ziglang`) links, and the result runs with glibc 2.31. The standard library of aarch64 is rustup's
 # where it is installed (`rustup target add aarch64-unknown-linux-gnu`), else that of Debian's rustc-web, which cross/debian.sh
 # fetches without root. The program is left in TARGET/cross/build/ARCH[-gcc]/…/release/promptd, and its path is printed.
@@ -12,7 +14,8 @@ cd "$(dirname "$0")/.."
 arch=${1:?aarch64 or x86_64}
 shift
 linker=zig
-if [ "${1:-}" = --gcc ]; then linker=gcc; shift; fi
+glibc=2.31
+if [ "${1:-}" = --gcc ]; then linker=gcc; glibc=2.34; shift; fi
 top=$PWD
 target_dir=${CARGO_TARGET_DIR:-target}
 mkdir -p "$target_dir/cross"
@@ -57,4 +60,6 @@ export "CARGO_TARGET_${variable}_RUSTFLAGS=$map"
 export CFLAGS="${CFLAGS:-} -ffile-prefix-map=$registry=cargo -ffile-prefix-map=$top=promptd"
 export CARGO_TARGET_DIR=$build
 cargo build --release --locked --target "$triple" "$@" >&2
-echo "$build/$triple/release/promptd"
+program=$build/$triple/release/promptd
+"$top/cross/glibc.sh" "$program" "$glibc"
+echo "$program"

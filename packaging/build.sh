@@ -19,7 +19,6 @@ if [ "${1:-}" = --program ]; then program=$2; shift 2; fi
 "$python" cross/fetch-onnxruntime.py "$library" --arch "$machine"
 if [ -z "$program" ]; then
     program=$(cross/build.sh "$machine")
-    cross/glibc.sh "$program" 2.31
 else
     # A program of another build may bring its symbols along.
     stripped=$target/cross/stripped-$arch

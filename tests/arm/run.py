@@ -1,21 +1,27 @@
 #!/usr/bin/env python3
 """The aarch64 promptd under qemu-user, as the processors of boards: its answers are those of x86-64, within what their kernels may differ.
 
-    run.py --target DIR --deb FILE [--cpu NAME,…]
+    run.py --target DIR --deb FILE [--material DIR] [--cpu NAME,…]
 
 Program, libonnxruntime and model are those of the arm64 package (`make test-arm` makes it), unpacked. Needs mosquitto, a promptd for this
 machine to compare with, and Linux 6.7 for a binfmt_misc of one's own (or root's, where qemu is registered for aarch64). qemu comes from Debian's backports.
 
 For each processor: the demo model loads, a greedy answer and a schema-bound one come over the line socket, one over MQTT, and the
-log probabilities of a fixed prompt are compared with those of this machine. A72 (Raspberry Pi 4) has no dot product and computes
-int4 weights in full precision; A76 (Raspberry Pi 5, Orin) has it; `max` has i8mm too. The last two round activations to 8 bits, as
-x86-64 does, each in its own way: their values differ by 1e-2, and the first's from theirs by as much.
+log probabilities of fixed prompts are compared with those of this machine. With --material, which is no part of this repository, its
+golden files are played as well, whole and streamed (tests/golden.py), by models in float32, float16 and int4, and their log probabilities
+compared.
+
+Activations of int4 weights are in full precision at accuracy level 0, everywhere. At level 4 they are rounded to 8 bits where the processor
+can multiply these: A76 (Raspberry Pi 5, Orin), `max`, which has i8mm too, and x86-64, each in its own way. A72 (Raspberry Pi 4) has no
+dot product and computes in full precision there as well. So at level 4 two processors differ by 1e-2, and a near tie may fall either way.
 """
 import argparse
+import collections
 import http.client
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -24,10 +30,19 @@ import tempfile
 import time
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(TOP, "tests"))
+
+from golden import MODELS  # noqa: E402  (the path has to be there first)
+
 CPUS = {"cortex-a72": "Raspberry Pi 4", "cortex-a76": "Raspberry Pi 5", "max": "with i8mm"}
-# Largest difference of a log probability among tokens that are probable at all; the mean may be a tenth of it.
-TOLERANCE = 0.15
+# Largest difference of a log probability among tokens that are probable at all; the mean may be a tenth of it. What is computed in float32
+# differs by the order of its sums; a float16 has ten bits; at accuracy level 4 activations have eight.
+FLOAT32, FLOAT16, ROUNDED = 1e-3, 2e-2, 0.15
+TOLERANCE = {"demo": FLOAT32, "stories260k-genai-fp32": FLOAT32, "stories260k-plain-fp32": FLOAT32, "stories260k-genai-int4": FLOAT32,
+             "aidreams230k-plain-fp16": FLOAT16, "aidreams230k-genai-int4-acc4": ROUNDED}
 PATIENCE = 600
+DEMO_PROMPTS = ["The cellar humidity is", "The weather in the garden", "A house with"]
+STORY_PROMPTS = ["Once upon a time", "In the void", "I was walking", "She said"]
 PROMPTS = ["Who are you?", "Is the garage door open?", "Turn on the kitchen light."]
 SCHEMA = {"type": "object", "additionalProperties": False, "required": ["device", "action"],
           "properties": {"device": {"type": "string"}, "action": {"enum": ["on", "off"]}}}
@@ -126,13 +141,24 @@ def examine(service, port):
     texts = [service.ask({"prompt": prompt, "temperature": 0, "max_tokens": 32})["text"] for prompt in PROMPTS]
     golden = [golden_agrees(service, json.loads(line)) for line in open(f"{TOP}/models/demo/golden.jsonl", encoding="utf-8")]
     bound = service.ask({"prompt": PROMPTS[2], "response_format": {"type": "json_schema", "json_schema": {"name": "command", "schema": SCHEMA}}, "temperature": 0})
-    # What the model is not sure of shows most: a text that goes on without a question.
-    unsure = [service.post("/v1/completions", {"model": "default", "prompt": prompt, "temperature": 0, "max_tokens": 48, "logprobs": 5})
-              for prompt in ("The cellar humidity is", "The weather in the garden", "A house with")]
     over = subprocess.run(["mosquitto_rr", "-V", "5", "-p", str(port), "-q", "1", "-t", "promptd/arm/ask", "-e", "me/reply", "-W",
                            str(PATIENCE), "-m", json.dumps({"prompt": PROMPTS[0], "temperature": 0, "max_tokens": 32})],
                           capture_output=True, text=True, check=True)
-    return {"golden": golden.count(True), "of": len(golden), "texts": texts, "bound": bound["text"], "logprobs": [step for answer in unsure for step in logprobs(answer)], "mqtt": json.loads(over.stdout)["text"]}
+    return {"golden": golden.count(True), "of": len(golden), "texts": texts, "bound": bound["text"], "logprobs": unsure(service, DEMO_PROMPTS), "mqtt": json.loads(over.stdout)["text"]}
+
+
+def unsure(service, prompts):
+    """What the model is not sure of shows most: a text that goes on without a question."""
+    body = {"model": "default", "temperature": 0, "max_tokens": 48, "logprobs": 5}
+    return [logprobs(service.post("/v1/completions", {**body, "prompt": prompt})) for prompt in prompts]
+
+
+def play(service, material, model):
+    """The material's golden files of this model, whole and streamed: whether all came out right, what was said, and log probabilities."""
+    files = [os.path.join(material, "golden", f"{model.split('-')[0]}-{kind}.jsonl") for kind in MODELS[model]]
+    done = subprocess.run([sys.executable, f"{TOP}/tests/golden.py", "--material", material, "--socket", os.path.join(service.folder, "http.sock"), *files],
+                          capture_output=True, text=True)
+    return {"good": done.returncode == 0, "said": done.stdout + done.stderr, "logprobs": unsure(service, STORY_PROMPTS)}
 
 
 def golden_agrees(service, golden):
@@ -152,12 +178,29 @@ def logprobs(answer):
 
 
 def compare(mine, other):
-    """Largest and mean difference, as far as the same tokens were chosen."""
+    """Largest and mean difference and how many there are, of each answer as far as the same tokens were chosen."""
     differences = []
-    for (chosen, here), (also, there) in zip(mine["logprobs"], other["logprobs"]):
-        if chosen == also:
-            differences += [abs(here[token] - there[token]) for token in here.keys() & there.keys()]
+    for here, there in zip(mine["logprobs"], other["logprobs"]):
+        for (chosen, ours), (also, theirs) in zip(here, there):
+            differences += [abs(ours[token] - theirs[token]) for token in ours.keys() & theirs.keys()]
+            if chosen != also:
+                break
     return max(differences), sum(differences) / len(differences), len(differences)
+
+
+def within(model, mine, other):
+    """Whether the log probabilities of two processors are as near as they have to be, and the words for it."""
+    worst, mean, count = compare(mine, other)
+    good = worst <= TOLERANCE[model] and mean <= TOLERANCE[model] / 10
+    return good, f"log probabilities differ by {worst:.2g} at most, {mean:.2g} on average of {count}"
+
+
+def counted(said):
+    """What golden.py printed, in one line: {'ok': 20, 'near-tie': 1} of each file, added up."""
+    total = collections.Counter()
+    for counts in re.findall(r"\.jsonl (\{.*\})", said):
+        total.update({name: int(count) for name, count in re.findall(r"'([\w-]+)': (\d+)", counts)})
+    return ", ".join(f"{count} {name}" for name, count in total.items())
 
 
 def free_port():
@@ -170,6 +213,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default=os.path.join(TOP, "target"))
     parser.add_argument("--deb", required=True, help="the arm64 package")
+    parser.add_argument("--material", help="a folder with golden files and their models; without it the demo model's alone are played")
     parser.add_argument("--own", help="promptd for this machine")
     parser.add_argument("--cpu", default=",".join(CPUS))
     args = parser.parse_args()
@@ -192,31 +236,44 @@ def main():
         with open(os.path.join(work, "m.conf"), "w") as file:
             file.write(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
         broker = subprocess.Popen([broker_program, "-c", os.path.join(work, "m.conf")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        seen = {}
+        seen, here = {}, platform.machine()
+
+        def run(cpu, name, model, what):
+            """`what` of a promptd on this processor, and how long it took."""
+            folder = os.path.join(work, cpu, name)
+            os.makedirs(folder)
+            prefix = [] if cpu == here else enter(qemu, sysroot, cpu, folder)
+            begun = time.monotonic()
+            # The package's program finds its library by itself.
+            service = Service(*((program, None) if prefix else (own, own_library)), model, folder, port, prefix)
+            try:
+                seen[cpu, name] = what(service)
+            finally:
+                service.stop()
+            return seen[cpu, name], time.monotonic() - begun
+
+        def tell(cpu, name, good, words, took):
+            nonlocal failed, passed
+            failed, passed = failed + (not good), passed + good
+            print(f"{cpu:12} {CPUS[cpu]:15} {name:30} {'ok' if good else 'FAILED'}: {words} ({took:.0f} s)", flush=True)
+
         try:
-            for cpu in [platform.machine(), *args.cpu.split(",")]:
-                folder = os.path.join(work, cpu)
-                os.mkdir(folder)
-                prefix = [] if cpu == platform.machine() else enter(qemu, sysroot, cpu, folder)
-                here = (own, own_library, f"{TOP}/models/demo") if not prefix else (program, None, model)
-                begun = time.monotonic()
-                service = Service(*here, folder, port, prefix)
-                try:
-                    seen[cpu] = examine(service, port)
-                finally:
-                    service.stop()
-                if not prefix:
-                    continue
-                worst, mean, count = compare(seen[platform.machine()], seen[cpu])
-                same = seen[cpu]["texts"] == seen[platform.machine()]["texts"]
-                # A near tie may fall the other way where activations are rounded.
-                missed = seen[cpu]["of"] - seen[cpu]["golden"]
-                good = (missed <= (0 if cpu == "cortex-a72" else 1) and worst <= TOLERANCE and mean <= TOLERANCE / 10 and same and json.loads(seen[cpu]["bound"])["action"] == "on"
-                        and seen[cpu]["mqtt"] == seen[cpu]["texts"][0])
-                failed, passed = failed + (not good), passed + good
-                print(f"{cpu:12} {CPUS.get(cpu, ''):15} {'ok' if good else 'FAILED'}: {seen[cpu]['golden']} of {seen[cpu]['of']} golden texts; log probabilities differ by {worst:.2g} at most, "
-                      f"{mean:.2g} on average of {count}; {'the same texts' if same else seen[cpu]['texts']}; {seen[cpu]['bound']}; "
-                      f"MQTT {seen[cpu]['mqtt']!r} ({time.monotonic() - begun:.0f} s)", flush=True)
+            for cpu in [here, *args.cpu.split(",")]:
+                mine, took = run(cpu, "demo", f"{TOP}/models/demo" if cpu == here else model, lambda service: examine(service, port))
+                if cpu != here:
+                    theirs = seen[here, "demo"]
+                    near, words = within("demo", theirs, mine)
+                    same = mine["texts"] == theirs["texts"]
+                    # It computes in float32.
+                    good = (near and same and mine["golden"] == mine["of"] and json.loads(mine["bound"])["action"] == "on"
+                            and mine["mqtt"] == mine["texts"][0])
+                    tell(cpu, "demo", good, f"{mine['golden']} of {mine['of']} golden texts; {words}; {'the same texts' if same else mine['texts']}; "
+                         f"{mine['bound']}; MQTT {mine['mqtt']!r}", took)
+                for name in MODELS if args.material else ():
+                    mine, took = run(cpu, name, os.path.join(args.material, "models", name), lambda service: play(service, args.material, name))
+                    if cpu != here:
+                        near, words = within(name, seen[here, name], mine)
+                        tell(cpu, name, near and mine["good"], f"{counted(mine['said']) if mine['good'] else mine['said']}; {words}", took)
         finally:
             broker.terminate()
             broker.wait()

@@ -214,31 +214,44 @@ fn names(text: &str) -> BTreeSet<String> {
     words.map(str::to_owned).collect()
 }
 
+/// Not every machine has sensors, and not every kernel tells of pressure.
+const OF_BOARDS: [&str; 4] = [
+    "promptd_board_temperature_celsius",
+    "promptd_board_clock_hertz",
+    "promptd_board_clock_max_hertz",
+    "promptd_board_memory_pressure_ratio",
+];
+
 #[test]
 fn dashboard_and_alerts_name_metrics_that_there_are() {
     let (service, _) = service();
     // What is only there when something has happened is there now.
     assert_eq!(chat(&service, &json!({"messages": []})), 400);
     let page = names(&http::get(&service.socket(), "/metrics").body);
-    // Not every machine has sensors, and not every kernel tells of pressure.
-    let of_boards = [
-        "promptd_board_temperature_celsius",
-        "promptd_board_clock_hertz",
-        "promptd_board_clock_max_hertz",
-        "promptd_board_memory_pressure_ratio",
-    ];
     for file in ["dashboard.json", "alerts.yml"] {
         let text = std::fs::read_to_string(monitoring().join(file)).unwrap();
         let unknown: Vec<String> = names(&text)
             .into_iter()
-            .filter(|name| !page.contains(name) && !of_boards.contains(&name.as_str()))
+            .filter(|name| !page.contains(name) && !OF_BOARDS.contains(&name.as_str()))
             .collect();
         assert!(unknown.is_empty(), "{file} names {unknown:?}");
         assert!(names(&text).len() > 5, "{file} names nothing");
     }
+    assert!(dashboard_queries().len() > 20);
+}
+
+/// What the dashboard's panels ask Prometheus, of all boards.
+fn dashboard_queries() -> Vec<String> {
     let text = std::fs::read_to_string(monitoring().join("dashboard.json")).unwrap();
     let dashboard: Value = serde_json::from_str(&text).unwrap();
-    assert!(dashboard["panels"].as_array().unwrap().len() > 10);
+    let targets = |panel: &Value| panel["targets"].as_array().cloned().unwrap_or_default();
+    let asked = dashboard["panels"].as_array().unwrap().iter().flat_map(targets);
+    asked.map(|target| target["expr"].as_str().unwrap().replace("$instance", ".*")).collect()
+}
+
+/// Text as a part of an address.
+fn escaped(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
 /// A program of Prometheus: the system's, or the one that `make monitoring` fetched.
@@ -334,4 +347,17 @@ fn prometheus_scrapes_the_service_and_evaluates_the_rules() {
     assert_eq!(health.len(), 9);
     assert!(health.iter().all(|rule| rule["health"] == "ok"), "{health:?}");
     assert!(health.iter().all(|rule| rule["state"] != "firing"), "{health:?}");
+
+    // And each panel of the dashboard has something to show, but for failures that were none and sensors that there are not.
+    for asked in dashboard_queries() {
+        let path = format!("/api/v1/query?query={}", escaped(&asked));
+        let may_be_empty = asked.contains("outcome=~")
+            || names(&asked).iter().any(|name| OF_BOARDS.contains(&name.as_str()));
+        wait_for(&asked, || {
+            let answer = query(&path);
+            assert_eq!(answer["status"], "success", "{asked}: {answer}");
+            let shown = answer["data"]["result"].as_array()?.len();
+            (shown > 0 || may_be_empty).then_some(())
+        });
+    }
 }
