@@ -29,7 +29,8 @@
 #   make test-systemd   as root: the package in a real systemd, from installation to purge (SUITE=trixie: in another Debian)
 #   make test-arm   the arm64 package's program, library and model under qemu as the processors of a Pi 4, a Pi 5 and a newer board
 #   make test-cuda LIBRARY=…/libonnxruntime.so.1.31.1   on a machine with an NVIDIA GPU: it says what the CPU says (BENCH_DIRS="DIR …" are measured as well)
-#   make test-package   after make deb: what is in the packages, their dependencies, the SBOM against CycloneDX's schema, lintian
+#   make test-package   after make deb: what is in the packages, the SBOM against CycloneDX's schema, manual pages, completions, lintian, the tarballs,
+#                       and by apt whether each Debian (and Ubuntu: UBUNTU_MIRROR=URL) can install them
 #   make test-reproducible   the package built twice in two folders has the same bytes
 #   make install   as root, after make build: program, library, demo model, unit; DESTDIR is honoured
 #   make faults N=10000 SEED=1   seeded histories with faults; goes on from any seed (docs/promises.md)
@@ -89,6 +90,7 @@ test-package:
 	$(PYTHON) -m venv $(TARGET)/package-venv
 	$(TARGET)/package-venv/bin/pip install --quiet --disable-pip-version-check 'cyclonedx-python-lib[json-validation]'
 	$(TARGET)/package-venv/bin/python tests/package/check.py $(PACKAGES)
+	tests/package/installable.sh $(PACKAGES)
 
 test-reproducible:
 	@packaging/twice.sh

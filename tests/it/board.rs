@@ -1,11 +1,13 @@
 //! A service on a board made of files: what holds it back is told, and while memory is short no new prompts are taken.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::support::service::{Plan, Service};
-use crate::support::{http, wait_for};
+use crate::support::{PATIENCE, http, wait_for};
 
 /// Writes one of the kernel's files.
 fn write(root: &Path, name: &str, text: &str) {
@@ -85,4 +87,43 @@ fn a_hot_board_runs_with_fewer_threads() {
     wait_for("one thread", || (service.health()?["model"]["threads"] == 1).then_some(()));
     wait_for("the model", || (service.health()?["state"] == "ready").then_some(()));
     assert_eq!(ask(&service).status, 200, "{}", service.log());
+}
+
+/// Asks for an answer of three hundred letters; it comes when it comes.
+fn ask_at_length(service: &Service) -> UnixStream {
+    let asked = json!({"prompt": "Letters", "regex": "[a-z]{300}", "max_tokens": 400}).to_string();
+    let mut stream = UnixStream::connect(service.lines()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(format!("{asked}\n").as_bytes()).unwrap();
+    stream
+}
+
+#[test]
+fn a_throttled_board_foretells_longer_waits() {
+    let root = tempfile::tempdir().unwrap();
+    let files = root.path();
+    write(files, "sys/devices/system/cpu/cpufreq/policy0/scaling_cur_freq", "600000");
+    write(files, "sys/devices/system/cpu/cpufreq/policy0/cpuinfo_max_freq", "2400000");
+    write(files, "sys/class/thermal/cooling_device0/type", "thermal-cpufreq-0");
+    write(files, "sys/class/thermal/cooling_device0/cur_state", "0");
+    let plan = Plan { slots: Some(1), ..Plan::demo() };
+    let service = Service::start(&plan.with(&format!("[board]\nroot = {files:?}\n"))).ready();
+    // How long such an answer takes is known from the first one.
+    let mut answer = String::new();
+    BufReader::new(ask_at_length(&service)).read_line(&mut answer).unwrap();
+    assert!(answer.contains("\"status\":\"ok\""), "{answer}");
+
+    // So many that most of the wait is still to come when the board is looked at the next time.
+    let asked: Vec<UnixStream> = (0..20).map(|_| ask_at_length(&service)).collect();
+    let last = || {
+        let queue = http::get(&service.socket(), "/v1/queue").json();
+        let prompts = queue["prompts"].as_array()?;
+        (prompts.len() > 10).then(|| prompts.last()?["eta_ms"].as_u64()).flatten()
+    };
+    let before = wait_for("the queue", last);
+    assert!(before > 0);
+    // An idle processor has a low clock, and one that is held back has one too: a quarter of what it could have.
+    write(files, "sys/class/thermal/cooling_device0/cur_state", "3");
+    wait_for("a longer wait", || last().filter(|now| *now > 2 * before));
+    drop(asked);
 }

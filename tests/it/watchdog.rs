@@ -150,7 +150,10 @@ fn a_manager_is_told_of_a_whole_life() {
     assert!(opening.contains("EXTEND_TIMEOUT_USEC=300000000"), "{opening}");
     service.until("READY=1");
     let loading = service.until("STATUS=answering with demo");
-    assert!(loading.iter().any(|said| said.starts_with("STATUS=loading")), "{loading:?}");
+    let patience = |said: &String| {
+        said.starts_with("STATUS=loading") && said.contains("EXTEND_TIMEOUT_USEC=30000000")
+    };
+    assert!(loading.iter().any(patience), "{loading:?}");
     service.until("WATCHDOG=1");
     service.until("WATCHDOG=1");
 
