@@ -19,7 +19,8 @@ work=$(mktemp -d "$(dirname "$out")/.build-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 # A folder is given by -i, a repository by -m.
 if [ -d "$model" ]; then from=(-i "$model"); else from=(-m "$model"); fi
-options=("int4_block_size=$block" int4_accuracy_level=4 prune_lm_head=true op_types_to_quantize=MatMul/Gather)
+# onnxruntime-genai before 0.18 knows the first two by the longer names; 0.18.0 passes over those without a word.
+options=("block_size=$block" accuracy_level=4 "int4_block_size=$block" int4_accuracy_level=4 prune_lm_head=true op_types_to_quantize=MatMul/Gather)
 build() {
     "$python" -m onnxruntime_genai.models.builder "${from[@]}" -o "$1" -p int4 -e cpu -c "$work/cache" --extra_options "${options[@]}"
 }
@@ -32,6 +33,18 @@ if [ "$kv" = 8 ]; then
     build "$work/kv8"
     result=$work/kv8
 fi
+# An option that a version of the builder does not know is no error there: what came out is looked at.
+"$python" - "$result/model.onnx" "$block" "$kv" <<'CHECK'
+import sys
+import onnx
+graph, block, kv = onnx.load(sys.argv[1], load_external_data=False).graph, int(sys.argv[2]), int(sys.argv[3])
+blocks = {(a.name, a.i) for node in graph.node if node.op_type == "MatMulNBits" for a in node.attribute if a.name in ("block_size", "accuracy_level")}
+if blocks != {("block_size", block), ("accuracy_level", 4)}:
+    sys.exit(f"build.sh: the builder made weights of {sorted(blocks)}, not of blocks of {block} and accuracy level 4; does this version call the options otherwise?")
+keys = {i.type.tensor_type.elem_type for i in graph.input if i.name.startswith("past_key_values.")}
+if keys != {onnx.TensorProto.INT8 if kv == 8 else onnx.TensorProto.FLOAT}:
+    sys.exit(f"build.sh: the builder made keys and values of type {sorted(keys)}, not of {kv} bits")
+CHECK
 # By a rename: a folder that is there is whole.
 mv "$result" "$out"
 echo "$out: promptd model check $out; promptd model import $out"
