@@ -136,6 +136,6 @@ pub struct Counters {
     pub prefill: Duration,
     /// Time spent writing answers.
     pub decode: Duration,
-    /// Engines started after the first one.
+    /// Engines started in the place of one that died.
     pub engine_restarts: u64,
 }

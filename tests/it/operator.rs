@@ -144,6 +144,8 @@ fn unloading_gives_the_memory_back_and_a_prompt_loads_the_model_again() {
     assert_eq!(answer.status, 200, "{}", answer.body);
     assert_eq!(service.health().unwrap()["state"], "ready");
     assert_ne!(service.engine_pid(), Some(engine));
+    let restarts = &service.health().unwrap()["counters"]["engine_restarts"];
+    assert_eq!(restarts, 0, "nobody died: an alert counts these");
     let queue = http::get(&service.socket(), "/v1/queue").json();
     assert_eq!((&queue["state"], &queue["prompts"]), (&json!("ready"), &json!([])));
 }

@@ -29,6 +29,7 @@ impl Core {
                 } else {
                     tracing::debug!(restart_in_ms, "{report}");
                 }
+                self.engine.has_died = true;
                 self.engine.died_of = Some(report.model.clone());
                 self.engine_died(&report.to_string(), restart_in, now);
             }
@@ -51,8 +52,8 @@ impl Core {
     }
 
     fn engine_started(&mut self, pid: u32, now: Instant) {
-        self.counters.engine_restarts = self.engine.engines;
-        self.engine.engines += 1;
+        // One that was ended for another model, or for want of prompts, is nothing to worry about.
+        self.counters.engine_restarts += u64::from(std::mem::take(&mut self.engine.has_died));
         self.engine.pid = Some(pid);
         self.engine.stage = LoadStage::Runtime;
         self.engine.expected =

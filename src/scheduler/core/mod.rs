@@ -143,8 +143,8 @@ struct Engine {
     failed: Option<Refusal>,
     /// When it should be ready, as far as the last load tells.
     expected: Option<Instant>,
-    /// Engines that were started so far.
-    engines: u64,
+    /// The last one died, and the next takes its place.
+    has_died: bool,
     deaths_while_loading: u32,
     /// Whether a model shall be loaded.
     wanted: bool,
@@ -240,7 +240,7 @@ impl Core {
             model: None,
             failed: None,
             expected: None,
-            engines: 0,
+            has_died: false,
             deaths_while_loading: 0,
             wanted: true,
             on_demand: false,
