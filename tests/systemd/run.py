@@ -156,7 +156,7 @@ def install(box, args):
     """`apt install ./promptd.deb` on a fresh Debian, and the first prompt."""
     begun = time.monotonic()
     # As people do it; without a network, so that what it depends on has to be there.
-    done = box.sh(f"apt-get install -y -q /debs/{os.path.basename(args.deb)}", timeout=300)
+    done = box.sh(f"DEBIAN_FRONTEND=noninteractive apt-get install -y -q /debs/{os.path.basename(args.deb)}", timeout=300)
     installed = time.monotonic()
     answer = box.ask("Who are you?")
     first = time.monotonic() - installed
