@@ -542,4 +542,5 @@ impl Door {
 }
 
 #[cfg(test)]
+#[path = "door_tests.rs"]
 mod tests;
