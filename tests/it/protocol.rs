@@ -304,12 +304,13 @@ fn every_line_of_the_document_works() {
     assert_eq!(output(seen).1, "online\n");
     let text = std::fs::read_to_string(docs("protocol.md")).unwrap();
     // A board that drains takes no more prompts, so that line is the last one.
-    let drain = text.find("`drain` lets accepted prompts end").unwrap();
-    let end = drain + text[drain..].find("```\n").unwrap() + 4;
-    let others = [&text[..drain], &text[end..]].concat();
-    let count = document::run_lines(&others, home.path(), &service);
+    let (before, rest) = text.split_once("`drain` lets accepted prompts end").unwrap();
+    let (_, rest) = rest.split_once("```console\n").unwrap();
+    let (drain, after) = rest.split_once("```\n").unwrap();
+    let count = document::run_lines(&[before, after].concat(), home.path(), &service);
     assert!(count >= 30, "the document has {count} lines to copy");
-    assert_eq!(document::run_lines(&text[drain..end], home.path(), &service), 1);
+    let drain = format!("```console\n{drain}```\n");
+    assert_eq!(document::run_lines(&drain, home.path(), &service), 1);
     let (status, log) = service.stop();
     assert!(status.success(), "{log}");
 }
