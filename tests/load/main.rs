@@ -1,8 +1,9 @@
 //! Load on `promptd serve` with an engine whose speed is known, so that capacity is a number and not a guess.
 //!
-//! This program is three: `serve` is the service as it is shipped (the same code from the command line down), `engine` the
-//! engine that it starts (a service starts its own program file as its engine, and the file is this one), and anything
-//! else plays the load. So no word in the shipped program knows of any of this.
+//! This program is four: `serve` is the service as it is shipped (the same code from the command line down), `engine` the
+//! engine that it starts (a service starts its own program file as its engine, and the file is this one), `serve-inside` the service
+//! with a scripted engine in its own process, and anything else plays the load. So no word in the shipped program knows of any
+//! of this.
 
 #[cfg(test)]
 use std::process::ExitCode;
@@ -13,6 +14,8 @@ mod asking;
 mod engine;
 #[cfg(test)]
 mod figures;
+#[cfg(test)]
+mod inside;
 #[cfg(test)]
 #[expect(dead_code, reason = "others stop their broker, this one only runs")]
 #[path = "../it/support/mosquitto.rs"]
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some("serve" | "form") => promptd::cli::main(),
         Some("engine") => engine::run(),
+        Some("serve-inside") => inside::run(std::env::args().skip(2).collect()),
         _ => play(std::env::args().skip(1).collect()),
     }
 }

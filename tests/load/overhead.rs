@@ -16,7 +16,7 @@ use promptd::request::{
 use serde_json::{Value, json};
 
 use crate::figures::{quantile, spread};
-use crate::service::{Plan, Service, ticks};
+use crate::service::{Plan, Service, Where, ticks};
 
 /// Tokens of an answer of the demo model.
 const TOKENS: u32 = 48;
@@ -86,6 +86,7 @@ fn compare(lasts: Duration) -> Added {
         library: library(),
         slots: 1,
         more: String::new(),
+        engine: Where::Outside,
     });
     let mut own = open(&model);
     let mut stream = BufReader::new(UnixStream::connect(service.socket()).unwrap());
