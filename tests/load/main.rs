@@ -15,6 +15,8 @@ mod engine;
 #[cfg(test)]
 mod figures;
 #[cfg(test)]
+mod idle;
+#[cfg(test)]
 mod inside;
 #[cfg(test)]
 #[expect(dead_code, reason = "others stop their broker, this one only runs")]
@@ -37,8 +39,12 @@ type Play = fn(Option<u64>) -> ExitCode;
 
 /// What can be played, by its name on the command line.
 #[cfg(test)]
-const PLAYS: [(&str, Play); 3] =
-    [("broker", mqtt::play), ("overhead", overhead::play), ("overload", overload::play)];
+const PLAYS: [(&str, Play); 4] = [
+    ("broker", mqtt::play),
+    ("idle", idle::play),
+    ("overhead", overhead::play),
+    ("overload", overload::play),
+];
 
 #[cfg(test)]
 fn main() -> ExitCode {
