@@ -9,6 +9,7 @@
 #   make test-clients   real clients (curl, socat, openai, ollama, LangChain, Node, Home Assistant's requests) against a built promptd; installs them into target/
 #   make test-recipes   docs/recipes.md with packages from npm and pip: paho-mqtt, aiomqtt, MQTT.js, a Node-RED, and Home Assistant's core where HA_PYTHON (python3.13) is there
 #   make test-frozen   a broker that hangs for a minute (SECONDS=N for others) and is back within seconds
+#   make test-resets   a connection to the broker that is reset at every byte of a session
 #   make overload    a hundred times the capacity for ten minutes (SECONDS=N for others), against the figures of docs/promises.md
 #   make overhead    what socket and processes add to a request and to a token, and what eight quick streams cost (docs/performance.md)
 #   make idle   context switches and processor time of a service that is asked nothing, for a minute
@@ -24,7 +25,7 @@
 #   make fleet   three boards of different speed at one mosquitto: their throughput together against the sum (docs/fleet.md; MS=N: the quickest's service time)
 #   make test-cluster   three boards at a clustered broker of three nodes, each at another; builds the broker, which needs cmake and protoc (docs/fleet.md)
 #   make test-homeassistant   what Home Assistant is told, against the schemas in its source
-#   make check   formatting, lints, documentation, licences and sources of dependencies
+#   make check   formatting, lints, documentation, licences and sources of dependencies, and advisories where their database can be reached
 #   make deb     Debian packages for amd64 and arm64, a tarball of each, SBOM and notices, in target/packages; ARCHES=amd64 for one
 #   make cross   target/…/release/promptd for aarch64 boards, built on x86-64
 #   make test-systemd   as root: the package in a real systemd, from installation to purge (SUITE=trixie: in another Debian)
@@ -46,6 +47,7 @@ PYTHON ?= python3
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help idle install monitoring overhead overhead-mqtt overload runtime test test-arm test-clients test-cluster test-cuda test-families test-frozen test-golden test-homeassistant test-models test-package test-page test-powercut test-protocol test-recipes test-reproducible test-schema test-schemas test-systemd written-models
+.PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help install monitoring overhead overhead-mqtt overload runtime test test-arm test-clients test-cluster test-cuda test-families test-frozen test-golden test-homeassistant test-models test-package test-page test-powercut test-protocol test-recipes test-reproducible test-resets test-schema test-schemas test-systemd written-models
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -238,6 +240,9 @@ fleet: runtime broker
 test-frozen: broker
 	PROMPTD_TEST_FROZEN_SECONDS=$(if $(filter command line,$(origin SECONDS)),$(SECONDS),60) $(CARGO) test --locked --test it -- hangs_for_long --nocapture
 
+test-resets: broker
+	PROMPTD_TEST_EVERY_BYTE=1 $(CARGO) test --locked --test it -- a_reset_anywhere --nocapture
+
 CUTS ?= 200
 
 test-powercut:
@@ -248,6 +253,9 @@ test-powercut:
 test-clients: build
 	$(PYTHON) tests/with_promptd.py --promptd $(TARGET)/release/promptd -- \
 		$(PYTHON) tests/clients/run.py --socket {socket} --lines {lines} --tcp {tcp} --key {key} --into $(TARGET)/clients
+	$(PYTHON) tests/clients/hidden_model.py models/demo $(TARGET)/clients/hidden
+	$(PYTHON) tests/with_promptd.py --promptd $(TARGET)/release/promptd --model $(TARGET)/clients/hidden -- \
+		$(PYTHON) tests/clients/run.py --socket {socket} --into $(TARGET)/clients --vectors
 
 test-recipes: build broker
 	HA_PYTHON=$(HA_PYTHON) $(PYTHON) tests/recipes/run.py --promptd $(TARGET)/release/promptd --into $(TARGET)/recipes $(if $(ONLY),--only $(ONLY))
@@ -273,8 +281,11 @@ check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
-	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check licenses bans sources; \
-	else echo "cargo-deny is not installed (cargo install cargo-deny --locked): licences not checked"; fi
+	@if command -v cargo-deny >/dev/null; then \
+		$(CARGO) deny check licenses bans sources && \
+		if timeout 120 $(CARGO) deny fetch db 2>/dev/null; then $(CARGO) deny check --disable-fetch advisories; \
+		else echo "the database of advisories cannot be reached: advisories not checked"; fi; \
+	else echo "cargo-deny is not installed (cargo install cargo-deny --locked): licences and advisories not checked"; fi
 
 N ?= 10000
 SEED ?= 1

@@ -34,6 +34,17 @@ pub struct Reading {
     pub pressure: Option<f64>,
 }
 
+/// The system that a board runs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct System {
+    /// What it calls itself.
+    pub name: Option<String>,
+    /// The release of its kernel.
+    pub kernel: Option<String>,
+    /// How many programs wanted to run, on the average of the last minute.
+    pub load: Option<f64>,
+}
+
 /// A clock in MHz.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clock {
@@ -60,6 +71,20 @@ impl Board {
         }
     }
 
+    /// The system it runs. It is read each time: an upgrade changes it under a service that goes on.
+    pub fn system(&self) -> System {
+        let release = ["etc/os-release", "usr/lib/os-release"];
+        let release = release.iter().find_map(|file| text(&self.root.join(file)));
+        let loads = text(&self.root.join("proc/loadavg"));
+        System {
+            name: release.and_then(|text| value(&text, "PRETTY_NAME")),
+            kernel: text(&self.root.join("proc/sys/kernel/osrelease")),
+            load: loads
+                .and_then(|loads| loads.split(' ').next()?.parse().ok())
+                .filter(|load: &f64| load.is_finite()),
+        }
+    }
+
     /// Bytes of memory that a process has, file pages included; its own for `None`.
     pub fn resident(&self, pid: Option<u32>) -> Option<u64> {
         memory::resident(&self.root, pid)
@@ -69,6 +94,14 @@ impl Board {
 /// A file's text without the line end.
 fn text(path: &Path) -> Option<String> {
     std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+/// What stands behind a name in a file of names and values for shells (os-release(5)), cut where it is no name any more.
+fn value(text: &str, name: &str) -> Option<String> {
+    /// Names of systems have some dozens.
+    const MOST: usize = 128;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
+    Some(line.trim().trim_matches(['"', '\'']).chars().take(MOST).collect())
 }
 
 /// A file's number.

@@ -19,6 +19,23 @@ fn a_machine_that_tells_nothing() {
     let (_folder, board) = board(&[]);
     assert_eq!(board.read(), Reading::default());
     assert_eq!(board.resident(None), None);
+    assert_eq!(board.system(), System::default());
+}
+
+#[test]
+fn the_system_that_it_runs() {
+    let debian = "NAME=\"Debian GNU/Linux\"\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nVERSION_ID=\"12\"";
+    let (_folder, one) = board(&[
+        ("etc/os-release", debian),
+        ("proc/sys/kernel/osrelease", "6.6.31+rpt-rpi-v8"),
+        ("proc/loadavg", "0.42 0.30 0.20 1/234 5678"),
+    ]);
+    let system = one.system();
+    assert_eq!(system.name.as_deref(), Some("Debian GNU/Linux 12 (bookworm)"));
+    assert_eq!((system.kernel.as_deref(), system.load), (Some("6.6.31+rpt-rpi-v8"), Some(0.42)));
+    let (_folder, other) =
+        board(&[("usr/lib/os-release", "PRETTY_NAME='x y'"), ("proc/loadavg", "nan?")]);
+    assert_eq!((other.system().name.as_deref(), other.system().load), (Some("x y"), None));
 }
 
 #[test]

@@ -36,6 +36,8 @@ const EVENTS: usize = 16;
 const REPORTS: usize = 64;
 /// How long a refusal is worth delivering, and an answer that is given a second time.
 pub(super) const REFUSAL_WANTED: Duration = Duration::from_mins(1);
+/// When a message is sent that had waited for too long and then found no room on the connection.
+const SAID_AGAIN: Duration = Duration::from_secs(1);
 /// How often old answers are forgotten while nothing else happens.
 const TIDY_EVERY: Duration = Duration::from_mins(1);
 
@@ -272,13 +274,7 @@ impl Door {
 
     /// What is done after everything that happened.
     pub(super) fn upkeep(&mut self, now: Instant) {
-        for done in self.outbox.expire(now) {
-            debug!(
-                topic = done.topic,
-                "an answer waited for the broker until nobody wanted it any more"
-            );
-            self.done(&done.owner, now);
-        }
+        self.expire(now);
         if self.tidied + TIDY_EVERY <= now {
             self.tidied = now;
             self.ledger.forget(now);
@@ -302,6 +298,39 @@ impl Door {
         if self.acknowledge_waiting(now) {
             self.send_waiting(now);
         }
+    }
+
+    /// Gives up what has waited for the broker for too long.
+    fn expire(&mut self, now: Instant) {
+        for (owner, message) in self.outbox.expire(now) {
+            if self.said_once(&owner, &message, now) {
+                continue;
+            }
+            debug!(
+                topic = message.topic,
+                "an answer waited for the broker until nobody wanted it any more"
+            );
+            self.done(&owner, now);
+        }
+    }
+
+    /// Sends a message whose prompt is not accepted without waiting for the broker's word (`QoS` 0), so that no prompt is
+    /// acknowledged whose asker was told nothing; a broker that is slow to acknowledge may still read. Whether that was done, or
+    /// is tried again because the connection takes nothing now.
+    fn said_once(&mut self, owner: &Owner, message: &Publication, now: Instant) -> bool {
+        let (Owner::Answer(number), Some(connection)) = (owner, &self.connection) else {
+            return false;
+        };
+        if self.ledger.is_accepted(*number) || message.weight() > connection.max_packet {
+            return false;
+        }
+        if connection.client.tell(message).is_err() {
+            self.outbox.push(owner.clone(), message.clone(), Some(now + SAID_AGAIN));
+            return true;
+        }
+        // The acknowledgement of the prompt goes behind it on the same connection.
+        self.done(owner, now);
+        true
     }
 
     /// The status is published at most this often.
@@ -511,3 +540,7 @@ impl Door {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "door_tests.rs"]
+mod tests;

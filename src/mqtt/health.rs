@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::door::Door;
 use super::message::Publication;
-use crate::wire::payload::{Health, HealthBoard, HealthModel, HealthMqtt, HealthProcess};
+use crate::wire::payload::{Health, HealthBoard, HealthModel, HealthMqtt, HealthOs, HealthProcess};
 
 /// Often enough for a graph of a day, seldom enough for a broker with a thousand boards.
 pub(super) const HEALTH_EVERY: Duration = Duration::from_mins(1);
@@ -48,7 +48,7 @@ impl Door {
         if self.pulse.due().is_some_and(|due| now < due) {
             return;
         }
-        let reading = self.facts.board.read();
+        let (reading, system) = (self.facts.board.read(), self.facts.board.system());
         let status = self.status.borrow();
         let tokens = status.counters.completion_tokens;
         let rate = self.pulse.last.map_or(0.0, |(last, before)| {
@@ -75,6 +75,13 @@ impl Door {
             board: HealthBoard {
                 temperature: reading.temperature.map(tenths),
                 throttled: reading.throttled,
+            },
+            os: HealthOs {
+                name: system.name,
+                kernel: system.kernel,
+                architecture: std::env::consts::ARCH,
+                load: system.load,
+                available_bytes: reading.available,
             },
         };
         drop(status);

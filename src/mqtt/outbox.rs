@@ -178,21 +178,18 @@ impl Outbox {
         Some(Done { owner: slot.owner, topic: slot.publication.topic })
     }
 
-    /// Removes what waits and is wanted no more at `now`.
-    pub(crate) fn expire(&mut self, now: Instant) -> Vec<Done> {
-        let mut expired = Vec::new();
-        self.slots.retain(|slot| {
-            let over = slot.waiting && slot.until.is_some_and(|until| until <= now);
-            if over {
-                expired.push(Done {
-                    owner: slot.owner.clone(),
-                    topic: slot.publication.topic.clone(),
-                });
-            }
-            !over
-        });
+    /// Removes what waits and is wanted no more at `now`, and gives it back.
+    pub(crate) fn expire(&mut self, now: Instant) -> Vec<(Owner, Publication)> {
+        let is_over = |slot: &Slot| slot.waiting && slot.until.is_some_and(|until| until <= now);
+        // Asked after everything that happens, and nearly always in vain.
+        if !self.slots.iter().any(is_over) {
+            return Vec::new();
+        }
+        let slots = std::mem::take(&mut self.slots);
+        let (over, kept): (Vec<Slot>, Vec<Slot>) = slots.into_iter().partition(is_over);
+        self.slots = kept.into();
         self.bytes = self.slots.iter().map(|slot| slot.publication.weight()).sum();
-        expired
+        over.into_iter().map(|slot| (slot.owner, slot.publication)).collect()
     }
 
     /// Nobody wants this message any more: it goes with the next [`Outbox::expire`], or when the broker has it.
@@ -334,13 +331,13 @@ mod tests {
         outbox.push(Owner::Answer(1), publication("a", 1), Some(now));
         outbox.push(Owner::Answer(2), publication("b", 1), Some(later));
         assert_eq!(outbox.next_expiry(), Some(now));
-        assert_eq!(outbox.expire(now), [Done { owner: Owner::Answer(1), topic: "a".into() }]);
+        assert_eq!(outbox.expire(now), [(Owner::Answer(1), publication("a", 1))]);
         assert_eq!(outbox.next_expiry(), Some(later));
         outbox.connected(1, BIG);
         pump(&mut outbox);
         assert!(outbox.expire(later).is_empty(), "what is on its way cannot be called back");
         outbox.push(Owner::Handed(3), publication("c", 1), None);
         outbox.unwanted(&Owner::Handed(3), later);
-        assert_eq!(outbox.expire(later), [Done { owner: Owner::Handed(3), topic: "c".into() }]);
+        assert_eq!(outbox.expire(later), [(Owner::Handed(3), publication("c", 1))]);
     }
 }

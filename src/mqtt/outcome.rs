@@ -14,8 +14,9 @@ use crate::request::{Code, Event, Finish, Refusal};
 use crate::scheduler::State;
 use crate::wire::{Answer, progress_object, stream_end, stream_piece};
 
-/// How long an answer is worth delivering whose asker set no deadline: as long as the broker keeps a session.
-const ANSWER_WANTED: Duration = Duration::from_hours(1);
+/// How long an answer is worth delivering whose asker set no deadline, and an error of a prompt that was accepted: as long as the
+/// broker keeps a session.
+pub(super) const ANSWER_WANTED: Duration = Duration::from_hours(1);
 
 /// An answer that waits until its prompt is safe.
 #[derive(Debug)]
@@ -167,10 +168,13 @@ impl Door {
             Err(refusal) => {
                 let message =
                     reply::refusal(&wanted.to, wanted.form, wanted.id.as_deref(), &refusal);
-                if !self.ledger.is_accepted(number) && self.refused_at_once(number, &message) {
+                let accepted = self.ledger.is_accepted(number);
+                if !accepted && self.refused_at_once(number, &message) {
                     return;
                 }
-                (vec![message], false, now + REFUSAL_WANTED)
+                // What was accepted has an end that its asker hears of, even when the broker is away for longer than a minute.
+                let wanted = if accepted { ANSWER_WANTED } else { REFUSAL_WANTED };
+                (vec![message], false, now + wanted)
             }
         };
         self.answer(number, messages, ok, until);

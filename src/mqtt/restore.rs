@@ -8,6 +8,7 @@ use tracing::{error, info};
 use super::door::{Door, REFUSAL_WANTED};
 use super::ledger::{KEEP, Key};
 use super::outbox::Owner;
+use super::outcome::ANSWER_WANTED;
 use super::reply;
 use super::shelf::{StoredAnswer, StoredPrompt};
 use crate::record::{Item, Stage, unix_ms};
@@ -53,7 +54,7 @@ impl Door {
             let refusal =
                 Refusal::new(Code::Timeout, "the deadline passed while promptd was not running");
             let message = reply::refusal(&wanted.to, wanted.form, wanted.id.as_deref(), &refusal);
-            self.answer(number, vec![message], false, now + REFUSAL_WANTED);
+            self.answer(number, vec![message], false, now + ANSWER_WANTED);
         } else {
             self.spawn(number, wanted, submission, (true, None));
         }

@@ -92,6 +92,7 @@ impl Door {
                 slots: model.map(|model| model.slots.into()),
                 queue: status.queue_limit,
             },
+            endpoints: self.topics.endpoints(self.fleet.is_some(), self.facts.control.is_some()),
         };
         serde_json::to_string(&info).unwrap_or_default()
     }

@@ -1,6 +1,7 @@
 //! The names of promptd's topics, and which topics it may answer to. Pure text, no broker.
 
 use super::ConfigError;
+use crate::wire::payload::InfoEndpoints;
 
 /// The most bytes of a topic that promptd answers to. MQTT's own limit is 65,535; an honest topic is a few levels
 /// long, and each answer in the outbox carries its own.
@@ -145,6 +146,20 @@ impl Topics {
             .map(|behind| Inbound::Ask(profile(behind)))
             .or_else(|| behind(rest, "hop").map(|behind| Inbound::Handed(profile(behind))))
             .or_else(|| rest.strip_prefix("request/").map(Inbound::Request))
+    }
+
+    /// What clients have to do with; boards that share prompts and operators that may ask have more.
+    pub(crate) fn endpoints(&self, shares: bool, admin: bool) -> InfoEndpoints {
+        let own = |verb: &str| format!("{}/{verb}", self.root);
+        InfoEndpoints {
+            ask: self.ask(),
+            ask_any: shares.then(|| format!("{}/{ANY}/ask", self.base)),
+            cancel: self.cancel(),
+            request: admin.then(|| own("request")),
+            answer: self.answer(None),
+            stream: own("stream"),
+            progress: own("progress"),
+        }
     }
 
     /// Where an operator asks, if that is allowed.

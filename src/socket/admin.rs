@@ -5,7 +5,7 @@ use hyper::{Request, Response};
 use serde_json::{Map, Value};
 
 use super::accept::Peer;
-use super::prompts::bearer;
+use super::asking::bearer;
 use super::reply::{Fault, Reply, json_response};
 use super::{App, body};
 use crate::control::Operation;

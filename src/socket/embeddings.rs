@@ -7,15 +7,15 @@ use hyper::body::Incoming;
 use hyper::{Request, Response};
 use serde::Serialize;
 
+use super::App;
 use super::accept::{Activity, Peer};
+use super::asking::Asking;
 use super::base64::base64;
 use super::collect::lost;
-use super::prompts::{bearer, turned_away, willing_to_wait};
 use super::reply::{Fault, Reply, response};
-use super::{App, body};
-use crate::request::{Code, Door, Event, Refusal, Usage};
+use crate::request::{Code, Event, Refusal, Usage};
 use crate::scheduler::Ticket;
-use crate::wire::{self, Context};
+use crate::wire;
 
 /// What the ids of such prompts begin with, in `/v1/queue`.
 const PREFIX: &str = "embd";
@@ -27,28 +27,12 @@ pub(super) async fn embed(
     activity: &Activity,
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, Fault> {
-    let (key, wait) = (bearer(request.headers()), willing_to_wait(request.headers()));
-    let policy = app.policies.current();
-    let grant = policy.access.grant(peer.who(key.as_deref()));
-    let client = grant.identity.clone();
-    let refused = |refusal: &Refusal| turned_away(app, &client, refusal);
-    let limits = app.limits();
-    let bytes = body::read(request.into_body(), limits.payload_bytes, app.patience.body).await;
-    let bytes = bytes.inspect_err(|fault| refused(fault.refusal()))?;
-    let _work = activity.begin();
-    let context = Context {
-        profiles: &policy.profiles,
-        readings: app.policies.readings(),
-        limits: &limits,
-        grant,
-        now: std::time::Instant::now(),
-        door: Door::Http,
-    };
-    let asked = wire::parse_embeddings(&bytes, &context).inspect_err(refused)?;
-    drop(bytes);
-    asked.check_model(app.model().as_deref()).inspect_err(refused)?;
-    let mut submission = asked.submission;
-    submission.timeout = submission.timeout.into_iter().chain(wait).min();
+    let mut asking = Asking::arrive(app, peer, activity, request).await?;
+    let asked = wire::parse_embeddings(asking.body(), &asking.context());
+    let asked = asked.inspect_err(|refusal| asking.turned_away(refusal))?;
+    asking.forget_body();
+    asked.check_model(app.model().as_deref()).inspect_err(|refusal| asking.turned_away(refusal))?;
+    let submission = asking.in_time(asked.submission);
     let ticket = app.scheduler.submit(submission).await?;
     let entry = app.running.enter((ticket.id(), ticket.lasting_number()), peer, PREFIX);
     let model = app.model().unwrap_or_else(|| "promptd".to_owned());

@@ -10,10 +10,10 @@ use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue};
 use tokio::io::{AsyncRead, BufReader, ReadBuf};
 
+use super::asking::{bearer, willing_to_wait};
 use super::guard::is_known;
 use super::http::decoded;
 use super::lines::{Line, Lines};
-use super::prompts::{bearer, willing_to_wait};
 use crate::identity::Grant;
 use crate::random::{Random, runs, told};
 use crate::request::Identity;

@@ -4,7 +4,7 @@ use hyper::HeaderMap;
 use hyper::header::{HOST, ORIGIN};
 
 use super::accept::Peer;
-use super::prompts::bearer;
+use super::asking::bearer;
 use super::reply::Fault;
 use super::{App, page};
 use crate::request::{Code, Refusal};

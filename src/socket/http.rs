@@ -14,11 +14,12 @@ use hyper_util::rt::TokioTimer;
 use serde_json::json;
 
 use super::accept::{self, Activity, Most, Peer, Stopping, stopped};
+use super::asking::{bearer, turned_away};
 use super::bind::Bound;
 use super::connection::Arrival;
 use super::openai::{self, Api};
 use super::patience::Patient;
-use super::prompts::{bearer, complete, turned_away};
+use super::prompts::complete;
 use super::reply::{Fault, Reply, json_response, response};
 use super::{App, admin, body, embeddings, guard, metrics, ollama, openapi, page, queue};
 use crate::request::{Code, Refusal};

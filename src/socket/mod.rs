@@ -6,6 +6,7 @@
 
 mod accept;
 mod admin;
+mod asking;
 mod base64;
 mod bind;
 mod body;

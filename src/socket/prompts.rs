@@ -1,7 +1,6 @@
 //! Prompts over HTTP: reads a request of one of the APIs, hands it in, and answers in that API's words.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::{HeaderName, HeaderValue};
@@ -9,6 +8,7 @@ use hyper::{HeaderMap, Request, Response};
 use serde_json::{Map, Value};
 
 use super::accept::{Activity, Peer};
+use super::asking::Asking;
 use super::collect::{self, Whole};
 use super::ollama::Lines;
 use super::openai::{Api, Chunks, Head};
@@ -16,8 +16,8 @@ use super::reply::{Fault, Reply, json_response, response};
 use super::responses;
 use super::stream::Stream;
 use super::voice::Voice;
-use super::{App, body, unix_seconds};
-use crate::request::{Door, Identity, Origin, Refusal};
+use super::{App, unix_seconds};
+use crate::request::Refusal;
 use crate::scheduler::Name;
 use crate::wire::{self, AskError, Asked, Context, OllamaAsked};
 
@@ -41,39 +41,22 @@ pub(super) async fn complete(
     api: Api,
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, Fault> {
-    let (key, wait) = (bearer(request.headers()), willing_to_wait(request.headers()));
     let name = idempotency_key(request.headers())?;
-    let policy = app.policies.current();
-    let grant = policy.access.grant(peer.who(key.as_deref()));
-    let client = grant.identity.clone();
-    let refused = |refusal: &Refusal| turned_away(app, &client, refusal);
-    let body = request.into_body();
-    let limits = app.limits();
-    let bytes = body::read(body, limits.payload_bytes, app.patience.body).await;
-    let bytes = bytes.inspect_err(|fault| refused(fault.refusal()))?;
-    let _work = activity.begin();
-    let context = Context {
-        profiles: &policy.profiles,
-        readings: app.policies.readings(),
-        limits: &limits,
-        grant,
-        now: std::time::Instant::now(),
-        door: Door::Http,
-    };
-    let wanted = read(api, &bytes, &context).inspect_err(|error| refused(&error.refusal));
+    let mut asking = Asking::arrive(app, peer, activity, request).await?;
+    let wanted = read(api, asking.body(), &asking.context());
+    let wanted = wanted.inspect_err(|error| asking.turned_away(&error.refusal));
     let wanted = wanted.map_err(|error| Fault::from(*error.refusal))?;
-    let name = name.map(|name| Name::of_one(&name, &[api.path().as_bytes(), &bytes]));
-    drop(bytes);
+    let name = name.map(|name| Name::of_one(&name, &[api.path().as_bytes(), asking.body()]));
+    asking.forget_body();
     let (asked, echo) = match wanted {
         Wanted::Answer(asked, echo) => (*asked, echo),
         Wanted::Load(name) => return load(app, api, name).await,
     };
-    asked.check_model(app.model().as_deref()).inspect_err(refused)?;
+    asked.check_model(app.model().as_deref()).inspect_err(|refusal| asking.turned_away(refusal))?;
     let logprobs = asked.submission.request.logprobs.is_some();
-    let mut submission = asked.submission;
-    if !asked.stream {
-        submission.timeout = submission.timeout.into_iter().chain(wait).min();
-    }
+    // A stream may say something in time and still go on when its client's patience ends.
+    let submission = asked.submission;
+    let submission = if asked.stream { submission } else { asking.in_time(submission) };
     let ticket = match name {
         Some(name) => app.scheduler.submit_named(submission, &name).await?,
         None => app.scheduler.submit(submission).await?,
@@ -119,11 +102,6 @@ fn read(api: Api, bytes: &[u8], context: &Context<'_>) -> Result<Wanted, AskErro
         Api::OllamaChat => wire::parse_ollama_chat(bytes, context).map(ollama),
         Api::OllamaGenerate => wire::parse_ollama_generate(bytes, context).map(ollama),
     }
-}
-
-/// Counts and logs a request that does not reach the scheduler.
-pub(super) fn turned_away(app: &App, client: &Identity, refusal: &Refusal) {
-    app.scheduler.traffic().turned_away(&Origin::new(Door::Http), Some(client), refusal);
 }
 
 /// Has the model loaded, for a client of Ollama's that asks nothing.
@@ -179,21 +157,6 @@ impl Style {
     }
 }
 
-/// How long a client says that it waits for a whole answer: `Prefer: wait=10` (RFC 7240), or the time limit that OpenAI's
-/// clients set for themselves and tell.
-pub(super) fn willing_to_wait(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name| headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    let preferred = text("prefer").flat_map(|value| value.split(',')).filter_map(|preference| {
-        let (name, seconds) = preference.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("wait").then(|| seconds.trim())
-    });
-    let seconds =
-        preferred.chain(text("x-stainless-timeout")).filter_map(|seconds| seconds.parse().ok());
-    // What is no time, or none worth the name, is no wish.
-    let times = seconds.filter_map(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
-    times.filter(|time| !time.is_zero()).min()
-}
-
 /// The name that a client gives to its request, to have it answered once however often it sends it
 /// (draft-ietf-httpapi-idempotency-key-header).
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
@@ -212,38 +175,4 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
         return Err(Refusal::bad_request(message).with_param("Idempotency-Key"));
     };
     Ok(Some(text.to_owned()))
-}
-
-/// The API key of a request, if there is one.
-pub(super) fn bearer(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get(hyper::header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, key) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim().to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_that_clients_wait() {
-        let headers = |pairs: &[(&'static str, &str)]| -> HeaderMap {
-            let pair = |(name, value): &(&'static str, &str)| {
-                (hyper::header::HeaderName::from_static(name), value.parse().unwrap())
-            };
-            pairs.iter().map(pair).collect()
-        };
-        for (pairs, seconds) in [
-            (&[("prefer", "respond-async, wait=10")][..], Some(10.0)),
-            (&[("x-stainless-timeout", "0.5")], Some(0.5)),
-            (&[("prefer", "Wait = 7"), ("x-stainless-timeout", "600")], Some(7.0)),
-            (&[("prefer", "wait=soon"), ("x-stainless-timeout", "NOT_GIVEN")], None),
-            (&[("prefer", "wait=0"), ("x-stainless-timeout", "-1")], None),
-            (&[("x-stainless-timeout", "inf")], None),
-            (&[], None),
-        ] {
-            let wait = willing_to_wait(&headers(pairs));
-            assert_eq!(wait.map(|wait| wait.as_secs_f64()), seconds, "{pairs:?}");
-        }
-    }
 }

@@ -292,6 +292,28 @@ pub(crate) struct Info<'a> {
     /// The profiles that `ask/<profile>` may name.
     pub(crate) profiles: Vec<&'a str>,
     pub(crate) limits: InfoLimits,
+    pub(crate) endpoints: InfoEndpoints,
+}
+
+/// The topics of this board that clients publish to, and those that they subscribe to.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct InfoEndpoints {
+    /// For prompts; with a profile's name as one more level, for that.
+    pub(crate) ask: String,
+    /// For prompts that any board may take, where boards share them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ask_any: Option<String>,
+    /// For stopping prompts.
+    pub(crate) cancel: String,
+    /// For operators, with the operation as one more level, where that is allowed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) request: Option<String>,
+    /// Where answers come without a Response Topic; with the request's id as one more level.
+    pub(crate) answer: String,
+    /// Where the pieces of answers come, with the request's id as one more level.
+    pub(crate) stream: String,
+    /// Where it is told what a prompt waits for, with the request's id as one more level.
+    pub(crate) progress: String,
 }
 
 /// Which of the models that the board keeps is in use, and which of the same name came last. Home Assistant's names.
@@ -329,6 +351,22 @@ pub(crate) struct Health {
     pub(crate) mqtt: HealthMqtt,
     pub(crate) model: HealthModel,
     pub(crate) board: HealthBoard,
+    pub(crate) os: HealthOs,
+}
+
+/// The system.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct HealthOs {
+    /// What it calls itself.
+    pub(crate) name: Option<String>,
+    /// The release of its kernel.
+    pub(crate) kernel: Option<String>,
+    /// What promptd was built for: `aarch64`, `x86_64`.
+    pub(crate) architecture: &'static str,
+    /// How many programs wanted to run, on the average of the last minute.
+    pub(crate) load: Option<f64>,
+    /// Memory that programs can still have.
+    pub(crate) available_bytes: Option<u64>,
 }
 
 /// The two processes.

@@ -4,6 +4,8 @@ import json
 import sys
 
 import openai
+import pydantic
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 try:
     import httpx2 as httpx
@@ -19,6 +21,23 @@ SCHEMA = {"type": "object", "additionalProperties": False, "required": ["on"], "
 http = httpx.Client(transport=httpx.HTTPTransport(uds=SOCKET))
 client = openai.OpenAI(base_url="http://localhost/v1", api_key="-", http_client=http)
 print("  openai", openai.__version__, "with", httpx.__name__, httpx.__version__)
+
+
+
+def as_described(path, whole, piece, asked):
+    """Holds an answer and its stream to OpenAI's own types, field by field; the client itself takes whatever comes."""
+    answer = http.post(f"http://localhost/v1{path}", json=asked)
+    assert answer.status_code == 200, answer.text
+    whole.model_validate_json(answer.content, strict=True)
+    pieces, one = 0, pydantic.TypeAdapter(piece)
+    with http.stream("POST", f"http://localhost/v1{path}", json={**asked, "stream": True}) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data: ") and line != "data: [DONE]":
+                one.validate_json(line.removeprefix("data: "), strict=True)
+                pieces += 1
+    assert pieces > 2, pieces
+    return pieces
+
 
 assert client.models.list().data[0].object == "model"
 whole = client.chat.completions.create(**ASK, seed=1, user="me")
@@ -47,6 +66,9 @@ print("  tools whole and streamed:", arguments)
 
 form = {"type": "json_schema", "json_schema": {"name": "lamp", "strict": True, "schema": SCHEMA}}
 assert set(json.loads(client.chat.completions.create(**ASK, response_format=form).choices[0].message.content)) == {"on"}
+pieces = sum(as_described("/chat/completions", ChatCompletion, ChatCompletionChunk, {**ASK, **more}) for more in (
+    {"logprobs": True, "top_logprobs": 2, "seed": 1}, {"tools": TOOLS, "tool_choice": "required"}, {"response_format": form}))
+print("  chat by OpenAI's types: whole, and", pieces, "pieces")
 assert client.completions.create(model="default", prompt="Once", max_tokens=4).choices[0].finish_reason
 
 try:
@@ -65,7 +87,11 @@ if hasattr(client, "responses"):
     flat = [{"type": "function", **TOOLS[0]["function"]}]
     response = client.responses.create(model="default", input="On!", tools=flat, tool_choice="required")
     assert response.output[0].type == "function_call" and json.loads(response.output[0].arguments)
-    print("  responses whole, streamed and with tools")
+    from openai.types.responses import Response, ResponseStreamEvent
+    ask = {"model": "default", "input": "Turn on the kitchen light.", "max_output_tokens": 60}
+    pieces = sum(as_described("/responses", Response, ResponseStreamEvent, {**ask, **more}) for more in (
+        {"instructions": "Be short."}, {"tools": flat, "tool_choice": "required"}))
+    print("  responses whole, streamed and with tools; by OpenAI's types:", pieces, "events")
 
 
 async def together():

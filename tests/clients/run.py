@@ -19,7 +19,12 @@ PYTHON = [
     ("ollama", ["ollama"], "ollama_client.py"),
     ("langchain", ["langchain-openai"], "langchain_client.py"),
 ]
-
+# The same environments ask for vectors: of the demo model, which gives none, and of one that does.
+EMBEDDINGS = [
+    ("openai-newest", "embeddings_client.py", ["none", "vectors"]),
+    ("openai-1", "embeddings_client.py", ["none", "vectors"]),
+    ("langchain", "embeddings_langchain.py", ["vectors"]),
+]
 
 # A client takes seconds; none is waited for much longer, for some try again for minutes.
 PATIENCE_SECONDS = 600
@@ -37,11 +42,32 @@ def run(name, command):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--socket", required=True)
-    parser.add_argument("--lines", required=True, help="the line socket")
-    parser.add_argument("--tcp", required=True, help="address of the TCP listener")
-    parser.add_argument("--key", required=True, help="the key for it")
+    parser.add_argument("--lines", help="the line socket")
+    parser.add_argument("--tcp", help="address of the TCP listener")
+    parser.add_argument("--key", help="the key for it")
     parser.add_argument("--into", required=True, type=pathlib.Path)
+    parser.add_argument("--vectors", action="store_true", help="the model gives vectors: only those are asked for, by what is installed")
     args = parser.parse_args()
+    failed = vectors(args, "vectors") if args.vectors else everything(args)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+    print("All clients are content.")
+
+
+def vectors(args, gives):
+    failed = []
+    for name, script, cases in EMBEDDINGS:
+        if gives in cases:
+            python = args.into / name / "bin" / "python"
+            if not run(f"{name}, embeddings", [python, HERE / script, args.socket, gives]):
+                failed.append(f"{name}, embeddings")
+    script = args.into / "node" / "embeddings_client.mjs"
+    if script.exists() and not run("node openai, embeddings", ["node", script, args.socket, gives]):
+        failed.append("node openai, embeddings")
+    return failed
+
+
+def everything(args):
     failed = []
     if not run("curl and socat", [sys.executable, HERE / "curl_client.py", args.socket, args.lines]):
         failed.append("curl and socat")
@@ -58,16 +84,15 @@ def main():
     if shutil.which("npm"):
         place = args.into / "node"
         place.mkdir(parents=True, exist_ok=True)
-        shutil.copy(HERE / "openai_client.mjs", place)
+        for script in ("openai_client.mjs", "embeddings_client.mjs"):
+            shutil.copy(HERE / script, place)
         npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", place, "openai@6", "undici@7"]
         subprocess.run(npm, check=True)
         if not run("node openai", ["node", place / "openai_client.mjs", args.socket]):
             failed.append("node openai")
     else:
         print("== node openai: there is no npm, not run")
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
-    print("All clients are content.")
+    return failed + vectors(args, "none")
 
 
 main()

@@ -3,6 +3,7 @@
 use jsonschema::Validator;
 use serde_json::{Value, json};
 
+use crate::support::hidden::{WIDTH, with_hidden_states};
 use crate::support::http;
 use crate::support::service::{Plan, Service};
 
@@ -12,14 +13,23 @@ struct Book {
 }
 
 impl Book {
-    /// Holds a body against the schema of this name.
-    fn check(&self, schema: &str, body: &Value) {
+    fn schema(&self, name: &str) -> Validator {
         let root = json!({
             "$schema": "https://json-schema.org/draft/2020-12/schema",
-            "$ref": format!("#/components/schemas/{schema}"),
+            "$ref": format!("#/components/schemas/{name}"),
             "components": self.document["components"],
         });
-        let validator: Validator = jsonschema::validator_for(&root).unwrap();
+        jsonschema::validator_for(&root).unwrap()
+    }
+
+    /// Whether the schema of this name lets a body pass.
+    fn allows(&self, schema: &str, body: &Value) -> bool {
+        self.schema(schema).is_valid(body)
+    }
+
+    /// Holds a body against the schema of this name.
+    fn check(&self, schema: &str, body: &Value) {
+        let validator = self.schema(schema);
         let wrong: Vec<String> = validator
             .iter_errors(body)
             .map(|error| format!("{} at {}", error, error.instance_path))
@@ -152,6 +162,36 @@ fn real_answers_are_as_the_document_says() {
         good += u32::from(answer.status == 200);
     }
     assert_eq!(good, 18, "as many as are meant to be answered");
+}
+
+#[test]
+fn vectors_are_as_the_document_says() {
+    let folder = with_hidden_states();
+    let service = Service::start(&Plan::of_model(folder.path())).ready();
+    let socket = service.socket();
+    let book = Book { document: http::get(&socket, "/openapi.json").json() };
+    let path = "/v1/embeddings";
+    for (body, status) in [
+        (json!({"model": "default", "input": "Turn on the light.", "user": "me"}), 200),
+        (json!({"input": ["Turn on", "the light"], "encoding_format": "base64"}), 200),
+        (json!({"input": [[5, 6, 7], [9]], "encoding_format": "float", "dimensions": WIDTH}), 200),
+        (json!({"input": [5, 6, 7], "priority": "low", "timeout_ms": 60_000}), 200),
+        (json!({"input": "x", "dimensions": 3}), 501),
+        (json!({"input": "x", "model": "other"}), 404),
+        (json!({"input": ["x", "the light ".repeat(800)]}), 400),
+    ] {
+        book.check(&book.asked(path), &body);
+        let answer = http::post(&socket, path, &body);
+        assert_eq!(answer.status, status, "{}", answer.body);
+        book.check(&book.of("post", path, status), &answer.json());
+    }
+    // What the document does not allow is refused too, and the other way round.
+    let asked = book.asked(path);
+    for wrong in [json!({"input": {}}), json!({"input": "x", "encoding_format": "hex"}), json!({})]
+    {
+        assert!(!book.allows(&asked, &wrong), "{wrong}");
+        assert_eq!(http::post(&socket, path, &wrong).status, 400, "{wrong}");
+    }
 }
 
 /// OpenAI's published description, cut to what promptd has of it.

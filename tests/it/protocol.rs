@@ -289,7 +289,8 @@ fn every_line_of_the_document_works() {
     let Some(broker) = Broker::start("") else { return };
     let home = document::home(&broker);
     let plan = Plan::demo().with(&format!(
-        "[mqtt]\nurl = \"mqtt://127.0.0.1:{}\"\nnode = \"n\"\nadmin = true\n\
+        "[mqtt]\nurl = \"mqtt://127.0.0.1:{}\"\nnode = \"n\"\nadmin = true\ndiscovery_prefix = \"homeassistant\"\n\
+         [mqtt.fleet]\ngroup = \"promptd\"\n\
          [profiles.house]\nsystem = \"greenhouse temperature: 21.5 °C\"\n\
          [profiles.commands]\nregex = \"on|off\"\n",
         broker.port
@@ -302,8 +303,14 @@ fn every_line_of_the_document_works() {
     );
     assert_eq!(output(seen).1, "online\n");
     let text = std::fs::read_to_string(docs("protocol.md")).unwrap();
-    let count = document::run_lines(&text, home.path(), &service);
-    assert!(count >= 20, "the document has {count} lines to copy");
+    // A board that drains takes no more prompts, so that line is the last one.
+    let (before, rest) = text.split_once("`drain` lets accepted prompts end").unwrap();
+    let (_, rest) = rest.split_once("```console\n").unwrap();
+    let (drain, after) = rest.split_once("```\n").unwrap();
+    let count = document::run_lines(&[before, after].concat(), home.path(), &service);
+    assert!(count >= 30, "the document has {count} lines to copy");
+    let drain = format!("```console\n{drain}```\n");
+    assert_eq!(document::run_lines(&drain, home.path(), &service), 1);
     let (status, log) = service.stop();
     assert!(status.success(), "{log}");
 }
