@@ -16,7 +16,7 @@ use crate::engine;
 const CHANNEL: usize = 16;
 
 /// `--config FILE`.
-pub(crate) fn run(arguments: Vec<String>) -> ExitCode {
+pub(crate) fn run(arguments: &[String]) -> ExitCode {
     let config = PathBuf::from(&arguments[1]);
     let environment = std::env::vars().collect();
     let read = settings::load(&config, &environment).unwrap();

@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some("serve" | "form") => promptd::cli::main(),
         Some("engine") => engine::run(),
-        Some("serve-inside") => inside::run(std::env::args().skip(2).collect()),
+        Some("serve-inside") => inside::run(&std::env::args().skip(2).collect::<Vec<_>>()),
         _ => play(std::env::args().skip(1).collect()),
     }
 }

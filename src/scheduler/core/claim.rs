@@ -3,7 +3,7 @@
 
 use super::{Action, Core, Pending};
 use crate::engine::frames::ToEngine;
-use crate::request::{PromptId, Reuse};
+use crate::request::PromptId;
 
 /// The slot that is kept for a prompt whose check is under way.
 #[derive(Debug)]
@@ -33,7 +33,9 @@ impl Core {
         let seed = request.sampling.seed.unwrap_or_else(|| (self.draw_seed)());
         let id = self.next_id();
         self.claim = Some(Claim { check, id, seed });
-        self.start(id, check, request, seed, Vec::new(), reuse);
+        let (check, resume) = (Some(check), Vec::new());
+        let start = ToEngine::Start { id, check, request, seed, resume, reuse };
+        self.actions.push(Action::Send(start));
     }
 
     /// The slot that is kept for this check.
@@ -42,8 +44,9 @@ impl Core {
     }
 
     /// Takes the order back: the prompt is not accepted.
-    pub(super) fn withdraw(&mut self, claim: Option<Claim>) {
+    pub(super) fn withdraw(&mut self, claim: Option<&Claim>) {
         if let Some(Claim { id, .. }) = claim {
+            let id = *id;
             self.actions.push(Action::Send(ToEngine::Cancel { id }));
         }
     }
@@ -57,20 +60,5 @@ impl Core {
     /// Whether there is a free slot.
     pub(super) fn has_slot(&self) -> bool {
         self.running.len() + usize::from(self.claim.is_some()) < self.slots()
-    }
-
-    /// Has the engine start a prompt.
-    pub(super) fn start(
-        &mut self,
-        id: PromptId,
-        check: u64,
-        request: crate::request::Request,
-        seed: u64,
-        resume: Vec<u32>,
-        reuse: Reuse,
-    ) {
-        let check = Some(check);
-        let start = ToEngine::Start { id, check, request, seed, resume, reuse };
-        self.actions.push(Action::Send(start));
     }
 }

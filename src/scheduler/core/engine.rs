@@ -165,7 +165,7 @@ impl Core {
         {
             Ok(checked) => checked,
             Err(refusal) => {
-                self.withdraw(claim);
+                self.withdraw(claim.as_ref());
                 return self.refuse(check, refusal);
             }
         };
@@ -174,12 +174,11 @@ impl Core {
             pending.submission;
         let size = Size::from(checked);
         let is_started = claim.is_some();
-        let (id, seed) = match claim {
-            Some(claim) => (claim.id, claim.seed),
-            None => {
-                let seed = request.sampling.seed.unwrap_or_else(|| (self.draw_seed)());
-                (self.next_id(), seed)
-            }
+        let (id, seed) = if let Some(claim) = claim {
+            (claim.id, claim.seed)
+        } else {
+            let seed = request.sampling.seed.unwrap_or_else(|| (self.draw_seed)());
+            (self.next_id(), seed)
         };
         let phase = if is_started {
             self.queue.had_turn(&identity, priority);

@@ -355,7 +355,7 @@ impl Core {
         for check in late {
             if let Some(pending) = self.checks.remove(&check) {
                 let claim = self.claim_of(check);
-                self.withdraw(claim);
+                self.withdraw(claim.as_ref());
                 let refusal =
                     if over(pending.deadline) { timeout() } else { self.check_took_too_long() };
                 self.refuse(check, refusal);

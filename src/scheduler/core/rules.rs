@@ -29,11 +29,12 @@ impl Core {
                 resume.extend(resume.last().copied());
             }
             let event = Event::Started { deaths: prompt.deaths };
-            let (seed, check) = (prompt.seed, prompt.check);
+            let (seed, check) = (prompt.seed, Some(prompt.check));
             let (identity, profile) = (prompt.identity.clone(), prompt.profile.clone());
             let reuse = self.reuse(&identity, profile.as_deref());
             self.actions.push(Action::Deliver { id, event });
-            self.start(id, check, request, seed, resume, reuse);
+            let start = ToEngine::Start { id, check, request, seed, resume, reuse };
+            self.actions.push(Action::Send(start));
         }
     }
 
@@ -133,7 +134,7 @@ impl Core {
 
     pub(super) fn refuse_checks(&mut self, refusal: &Refusal) {
         let claim = self.claim.take();
-        self.withdraw(claim);
+        self.withdraw(claim.as_ref());
         for check in std::mem::take(&mut self.checks).into_keys() {
             self.refuse(check, refusal.clone());
         }
