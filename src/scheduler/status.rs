@@ -136,6 +136,6 @@ pub struct Counters {
     pub prefill: Duration,
     /// Time spent writing answers.
     pub decode: Duration,
-    /// Engines started in the place of one that died.
+    /// Engines that died and that others replace.
     pub engine_restarts: u64,
 }

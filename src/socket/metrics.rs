@@ -127,7 +127,7 @@ fn times(page: &mut Page, counts: &Counts) {
 }
 
 fn processes(page: &mut Page, status: &Status, looks: &Looks) {
-    let restarts = "Engines started in the place of one that died.";
+    let restarts = "Engines that died and that others replace.";
     let counters = &status.counters;
     page.one("promptd_engine_restarts_total", "counter", restarts, counters.engine_restarts);
     let memory = "Resident memory of a process, file pages included.";

@@ -29,7 +29,8 @@ impl Core {
                 } else {
                     tracing::debug!(restart_in_ms, "{report}");
                 }
-                self.engine.has_died = true;
+                // One that was ended for another model, or for want of prompts, is no death and nothing to worry about.
+                self.counters.engine_restarts += u64::from(restart_in.is_some());
                 self.engine.died_of = Some(report.model.clone());
                 self.engine_died(&report.to_string(), restart_in, now);
             }
@@ -52,8 +53,6 @@ impl Core {
     }
 
     fn engine_started(&mut self, pid: u32, now: Instant) {
-        // One that was ended for another model, or for want of prompts, is nothing to worry about.
-        self.counters.engine_restarts += u64::from(std::mem::take(&mut self.engine.has_died));
         self.engine.pid = Some(pid);
         self.engine.stage = LoadStage::Runtime;
         self.engine.expected =

@@ -148,8 +148,6 @@ struct Engine {
     failed: Option<Refusal>,
     /// When it should be ready, as far as the last load tells.
     expected: Option<Instant>,
-    /// The last one died, and the next takes its place.
-    has_died: bool,
     deaths_while_loading: u32,
     /// Whether a model shall be loaded.
     wanted: bool,
@@ -245,7 +243,6 @@ impl Core {
             model: None,
             failed: None,
             expected: None,
-            has_died: false,
             deaths_while_loading: 0,
             wanted: true,
             on_demand: false,
