@@ -299,7 +299,9 @@ def sandbox(box, args):
     told = box.sh("systemd-analyze security --no-pager promptd.service").stdout
     score = float(told.split("Overall exposure level for promptd.service:")[1].split()[0])
     weak = [line for line in told.splitlines() if line.startswith("✗")]
-    expect("systemd-analyze security says at most 1.1", score <= 1.1, f"{score}\n" + "\n".join(weak))
+    # systemd 245 weighs otherwise, and takes the unit's ProtectClock= for missing.
+    most = 1.3 if box.systemd() < CREDENTIALS else 1.1
+    expect(f"systemd-analyze security says at most {most}", score <= most, f"{score}\n" + "\n".join(weak))
     # Inside the unit's own walls, what the engine cannot do: by a step before the service starts.
     secrets = "/etc/promptd/credentials/mqtt-password /run/credentials/promptd.service/mqtt-password /etc/mosquitto/passwords"
     library = box.sh("ls /usr/lib/promptd/libonnxruntime.so.*").stdout.strip()
