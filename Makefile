@@ -12,6 +12,7 @@
 #   make test-resets   a connection to the broker that is reset at every byte of a session
 #   make overload    a hundred times the capacity for ten minutes (SECONDS=N for others), against the figures of docs/promises.md
 #   make overhead    what socket and processes add to a request and to a token, and what eight quick streams cost (docs/performance.md)
+#   make idle   context switches and processor time of a service that is asked nothing, for a minute
 #   make overhead-mqtt   an answer through mosquitto beside a bare echo, in memory and on disk; prompts a second; the service's memory
 #   make test-powercut   as root: power cuts at any write of a disk while promptd works on it (CUTS=N)
 #   make test-schemas   every schema of the JSON-Schema test suite is enforced rightly or refused by name (docs/schemas.md)
@@ -45,6 +46,7 @@ PYTHON ?= python3
 # Where Cargo builds; the library lies beside the binaries, where they look for it.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
+.PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help idle install monitoring overhead overhead-mqtt overload runtime test test-arm test-clients test-cluster test-cuda test-families test-frozen test-golden test-homeassistant test-models test-package test-page test-powercut test-protocol test-recipes test-reproducible test-schema test-schemas test-systemd written-models
 .PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help install monitoring overhead overhead-mqtt overload runtime test test-arm test-clients test-cluster test-cuda test-families test-frozen test-golden test-homeassistant test-models test-package test-page test-powercut test-protocol test-recipes test-reproducible test-resets test-schema test-schemas test-systemd written-models
 
 help:
@@ -223,6 +225,9 @@ overload: broker
 
 overhead-mqtt: broker
 	$(CARGO) test --locked --release --test load -- broker --seconds 60
+
+idle: runtime
+	$(CARGO) test --locked --release --test load -- idle --seconds 60
 
 overhead: runtime
 	$(CARGO) test --locked --release --test load -- overhead --seconds 15

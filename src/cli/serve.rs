@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use super::args::{Engine, Serve, TrySandbox};
 use super::{exit, with_causes};
 use crate::engine::adapter;
+use crate::engine::client::supervise;
 use crate::engine::escape::{Attempt, Outcome};
 use crate::settings::{Environment, Log, LogFormat};
 use crate::{daemon, settings, telemetry};
@@ -36,7 +37,7 @@ pub fn run(args: Serve, environment: &Environment) -> ExitCode {
     let surroundings = daemon::Surroundings { program, environment: std::env::vars_os().collect() };
     let environment = environment.clone();
     let reread = move || settings::load(&config, &environment).map_err(|error| with_causes(&error));
-    match daemon::run(&settings, surroundings, Box::new(reread), level) {
+    match daemon::run(&settings, surroundings, supervise, Box::new(reread), level) {
         Ok(()) => ExitCode::from(exit::OK),
         Err(error) if error.is_configuration() => fail(&error, exit::CONFIGURATION),
         Err(error) => fail(&error, exit::FAILURE),

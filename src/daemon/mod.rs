@@ -27,7 +27,7 @@ use self::reload::Reload;
 use self::supervision::Operator;
 use crate::board::Board;
 use crate::control::Control;
-use crate::engine::client::{self, SpawnConfig};
+use crate::engine::client::{EnginePort, SpawnConfig};
 use crate::mqtt;
 use crate::record::{self, DiskError, Keeper, Record};
 use crate::scheduler::{self, Scheduler, Status};
@@ -81,6 +81,9 @@ impl DaemonError {
     }
 }
 
+/// Who starts engines and moves what is said to them: [`crate::engine::client::supervise`]. Called once, inside the service's runtime.
+pub type Supervise = fn(SpawnConfig) -> EnginePort;
+
 /// Runs the service until SIGTERM or Ctrl-C.
 ///
 /// # Errors
@@ -89,6 +92,7 @@ impl DaemonError {
 pub fn run(
     settings: &Settings,
     surroundings: Surroundings,
+    supervise: Supervise,
     reread: Box<Reread>,
     level: telemetry::Level,
 ) -> Result<(), DaemonError> {
@@ -101,7 +105,7 @@ pub fn run(
     // One thread: the service moves bytes, and the board's cores belong to the model.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(DaemonError::System)?;
-    let served = runtime.block_on(serve(plan, reload, record));
+    let served = runtime.block_on(serve(plan, supervise, reload, record));
     // A blocking call that hangs (a name look-up) must not keep the process alive.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
@@ -211,6 +215,7 @@ impl Plan {
 
 async fn serve(
     plan: Plan,
+    supervise: Supervise,
     mut reload: Reload,
     record: Option<(Record, Keeper)>,
 ) -> Result<(), DaemonError> {
@@ -224,7 +229,7 @@ async fn serve(
     reload.renews(tls);
     let metrics = plan.metrics.map(|address| socket::bind_tcp(address, None)).transpose()?;
 
-    let port = client::supervise(plan.engine);
+    let port = supervise(plan.engine);
     let (scheduler, actor) = Scheduler::with_record(plan.scheduler, port, record.as_ref());
     let (stop, stopping) = watch::channel(false);
     let (leave, leaving) = watch::channel(false);

@@ -72,6 +72,13 @@ struct Papers<P> {
     /// Starts wait apart: a slot of the model must not stand empty behind a line of checks.
     starts: VecDeque<Job>,
     checks: VecDeque<Job>,
+    /// The check that is being prepared, until its outcome is told.
+    checking: Option<u64>,
+    /// The last check that came to nothing. The start that came with it may be read only now, and nothing is checked between the
+    /// two, because nothing is read between them.
+    refused: Option<u64>,
+    /// Starts that wait for the outcome of their check.
+    claims: VecDeque<Job>,
     /// The prompt whose start is being prepared, until it is cancelled.
     preparing: Option<PromptId>,
     /// What checks have prepared, by their numbers, the oldest first.
@@ -91,6 +98,9 @@ impl<P> Default for Desk<P> {
         let papers = Papers {
             starts: VecDeque::new(),
             checks: VecDeque::new(),
+            checking: None,
+            refused: None,
+            claims: VecDeque::new(),
             preparing: None,
             checked: VecDeque::new(),
             orders: VecDeque::new(),
@@ -107,10 +117,11 @@ impl<P> Default for Desk<P> {
 }
 
 impl<P> Desk<P> {
-    /// Puts down a job. Waits only while the desk is full. A start whose check has prepared it goes to the model at once.
+    /// Puts down a job. Waits only while the desk is full. A start whose check has prepared it goes to the model at once, and
+    /// one whose check is not done yet does when it is. One whose check came to nothing is dropped: that was told.
     pub(super) fn put(&self, job: Job) {
         let mut papers = self.lock();
-        while papers.starts.len() + papers.checks.len() >= LIMIT && !papers.closed {
+        while papers.jobs() >= LIMIT && !papers.closed {
             papers = wait(&self.room, papers);
         }
         match job {
@@ -119,7 +130,14 @@ impl<P> Desk<P> {
                     papers.orders.push_back(Order::Start { id, prepared, seed, resume, reuse });
                     return self.orders.notify_one();
                 }
+                if check.is_some() && check == papers.refused {
+                    return;
+                }
+                let is_checked = check.is_some_and(|check| papers.is_to_be_checked(check));
                 let job = Job::Start { id, check, request, seed, resume, reuse };
+                if is_checked {
+                    return papers.claims.push_back(job);
+                }
                 papers.starts.push_back(job);
             }
             Job::Check { .. } | Job::Pin(_) => papers.checks.push_back(job),
@@ -127,24 +145,52 @@ impl<P> Desk<P> {
         self.jobs.notify_one();
     }
 
-    /// Keeps what a check has prepared for the start that may follow. A conversation that was shortened is checked again under
-    /// the same number, and the newer counts.
+    /// Takes a check past the line: `false` where there is a line, or somebody prepares already.
+    pub(super) fn takes_check(&self, check: u64) -> bool {
+        let mut papers = self.lock();
+        let is_busy = papers.checking.is_some() || papers.preparing.is_some();
+        if is_busy || papers.jobs() > 0 || papers.closed {
+            return false;
+        }
+        papers.checking = Some(check);
+        true
+    }
+
+    /// The outcome of a check was told: what it has prepared goes to the model where a start waits for it, and is kept for one
+    /// that may follow where none does. Only then, so that nothing is heard of an answer before it is heard that there will be
+    /// one. A conversation that was shortened is checked again under the same number, and the newer counts.
     pub(super) fn checked(&self, check: u64, prepared: Option<P>) {
         let mut papers = self.lock();
+        papers.checking = None;
+        papers.refused = Some(check).filter(|_| prepared.is_none());
         let older = papers.take_checked(check);
+        let mut refused = None;
+        let prepared = match (papers.take_claim(check), prepared) {
+            (Some(Job::Start { id, seed, resume, reuse, .. }), Some(prepared)) => {
+                papers.orders.push_back(Order::Start { id, prepared, seed, resume, reuse });
+                self.orders.notify_one();
+                None
+            }
+            (claim, prepared) => {
+                refused = claim;
+                prepared
+            }
+        };
         papers.checked.extend(prepared.map(|prepared| (check, prepared)));
         let oldest = if papers.checked.len() > KEPT { papers.checked.pop_front() } else { None };
         drop(papers);
         // Freeing a grammar takes its time, and nobody is to wait for that.
-        drop((older, oldest));
+        drop((older, oldest, refused));
     }
 
     /// Cancels a prompt: before it is prepared, while it is, or at the model.
     pub(super) fn cancel(&self, id: PromptId) {
         let mut papers = self.lock();
-        let before = papers.starts.len();
-        papers.starts.retain(|job| !matches!(job, Job::Start { id: other, .. } if *other == id));
-        if papers.starts.len() < before {
+        let before = papers.jobs();
+        let other = |job: &Job| !matches!(job, Job::Start { id: other, .. } if *other == id);
+        papers.starts.retain(other);
+        papers.claims.retain(other);
+        if papers.jobs() < before {
             return;
         }
         if papers.preparing == Some(id) {
@@ -182,8 +228,10 @@ impl<P> Desk<P> {
                 return None;
             }
             if let Some(job) = papers.starts.pop_front().or_else(|| papers.checks.pop_front()) {
-                if let Job::Start { id, .. } = &job {
-                    papers.preparing = Some(*id);
+                match &job {
+                    Job::Start { id, .. } => papers.preparing = Some(*id),
+                    Job::Check { check, .. } => papers.checking = Some(*check),
+                    Job::Pin(_) => {}
                 }
                 self.room.notify_one();
                 return Some(job);
@@ -231,6 +279,22 @@ impl<P> Desk<P> {
 }
 
 impl<P> Papers<P> {
+    fn jobs(&self) -> usize {
+        self.starts.len() + self.checks.len() + self.claims.len()
+    }
+
+    /// Whether the outcome of this check is still to come.
+    fn is_to_be_checked(&self, check: u64) -> bool {
+        let is_it = |job: &Job| matches!(job, Job::Check { check: other, .. } if *other == check);
+        self.checking == Some(check) || self.checks.iter().any(is_it)
+    }
+
+    fn take_claim(&mut self, check: u64) -> Option<Job> {
+        let is_its = |job: &Job| matches!(job, Job::Start { check: of, .. } if *of == Some(check));
+        let at = self.claims.iter().position(is_its)?;
+        self.claims.remove(at)
+    }
+
     fn take_checked(&mut self, check: u64) -> Option<P> {
         let at = self.checked.iter().position(|(other, _)| *other == check)?;
         self.checked.remove(at).map(|(_, prepared)| prepared)
@@ -318,10 +382,8 @@ mod tests {
             })
             .collect();
         assert_eq!(started, [10, 21], "of check 2 the newer one");
-        // The oldest gave way, and the last came to nothing.
-        for check in [0, 3] {
-            assert_eq!(desk.job(), Some(start(check + 100, check)));
-        }
+        // The oldest gave way, and the last came to nothing, which its asker was told.
+        assert_eq!(desk.job(), Some(start(100, 0)));
         desk.put(start(200, 2));
         assert_eq!(desk.job(), Some(start(200, 2)), "it is taken once");
     }
@@ -344,6 +406,57 @@ mod tests {
         assert!(desk.prepared(PromptId(3), Some(order(3))));
         desk.cancel(PromptId(3));
         assert_eq!(said(&desk), ["start p3", "cancel p3"]);
+    }
+
+    fn claim(id: u64, check: u64) -> Job {
+        match start(id) {
+            Job::Start { id, request, seed, resume, reuse, .. } => {
+                Job::Start { id, check: Some(check), request, seed, resume, reuse }
+            }
+            other => other,
+        }
+    }
+
+    #[test]
+    fn a_start_waits_for_the_outcome_of_its_check() {
+        let desk = Desk::<()>::default();
+        for check in 1..=3 {
+            desk.put(Job::Check { check, request: request() });
+        }
+        // One before its check is looked at, and two while it is.
+        desk.put(claim(10, 1));
+        desk.job();
+        assert_eq!(said(&desk), [""; 0], "nothing is started before it is told that it may be");
+        desk.checked(1, Some(()));
+        assert_eq!(said(&desk), ["start p10"]);
+        desk.job();
+        desk.put(claim(20, 2));
+        desk.checked(2, None);
+        desk.put(claim(21, 2));
+        assert_eq!(said(&desk), [""; 0], "what is refused is not started");
+        desk.job();
+        desk.put(claim(30, 3));
+        desk.cancel(PromptId(30));
+        desk.checked(3, Some(()));
+        assert_eq!(said(&desk), [""; 0], "nor what was cancelled meanwhile");
+        desk.put(claim(31, 3));
+        assert_eq!(said(&desk), ["start p31"], "what was prepared for it is not lost");
+    }
+
+    #[test]
+    fn a_check_passes_no_other_job() {
+        let desk = Desk::<()>::default();
+        assert!(desk.takes_check(1));
+        assert!(!desk.takes_check(2), "somebody prepares");
+        desk.put(claim(10, 1));
+        desk.checked(1, Some(()));
+        assert_eq!(said(&desk), ["start p10"]);
+        desk.put(start(11));
+        assert!(!desk.takes_check(3), "somebody waits");
+        desk.job();
+        assert!(!desk.takes_check(3), "somebody prepares");
+        desk.prepared(PromptId(11), None);
+        assert!(desk.takes_check(3));
     }
 
     #[test]

@@ -17,6 +17,10 @@ use super::pace::Pace;
 use super::{Death, Phase};
 use crate::request::{Code, Event, PromptId, Refusal};
 
+/// Orders that come together are written together, until they have so many bytes: a check and the start behind it are read at one
+/// go then, and a large one is not held back for the next.
+const TOGETHER: usize = 16 << 10;
+
 /// Why the frames stopped.
 #[derive(Debug)]
 pub(super) enum End {
@@ -122,10 +126,13 @@ impl Life {
                     Some(Err(error)) => return End::Kill(Death::Garbled(error.to_string())),
                     Some(Ok(frame)) => self.hear(frame, events).await,
                 },
-                Some(order) = wires.orders.recv(), if idle => match self.order(&order) {
-                    Ok(bytes) => wires.writing = Some((bytes, 0)),
-                    Err(answer) => tell(events, answer).await,
-                },
+                Some(order) = wires.orders.recv(), if idle => {
+                    let mut bytes = self.order(order, events).await;
+                    while bytes.len() < TOGETHER && let Ok(order) = wires.orders.try_recv() {
+                        bytes.extend(self.order(order, events).await);
+                    }
+                    wires.writing = Some((bytes, 0)).filter(|(bytes, _)| !bytes.is_empty());
+                }
                 written = write_more(&mut wires.write, &mut wires.writing), if !idle => if let Err(error) = written {
                     // Its death is told by the reading side, after the last frames it sent.
                     tracing::debug!(%error, "the engine takes no more orders");
@@ -194,8 +201,19 @@ impl Life {
         }
     }
 
+    /// The bytes of an order; none of one that the engine cannot be given, which is answered in its place.
+    async fn order(&mut self, order: ToEngine, events: &mpsc::Sender<EngineEvent>) -> Vec<u8> {
+        match self.encode(&order) {
+            Ok(bytes) => bytes,
+            Err(answer) => {
+                tell(events, answer).await;
+                Vec::new()
+            }
+        }
+    }
+
     /// Takes note of an order and puts it into bytes; or gives the engine's answer to one that it cannot be given.
-    fn order(&mut self, order: &ToEngine) -> Result<Vec<u8>, Option<FromEngine>> {
+    fn encode(&mut self, order: &ToEngine) -> Result<Vec<u8>, Option<FromEngine>> {
         let bytes = frames::encode(order).map_err(|error| {
             tracing::error!(%error, "an order is not given to the engine");
             let refusal = Refusal::new(

@@ -3,8 +3,8 @@
 //!
 //! | thread | does | waits for |
 //! |---|---|---|
-//! | `engine-reader` | frames in | the service |
-//! | `engine-checker` | prepares prompts, for checks and for starts | jobs |
+//! | `engine-reader` | frames in; checks what is checked sooner than another thread wakes up | the service |
+//! | `engine-checker` | prepares all other prompts, for checks and for starts | jobs |
 //! | `engine-model` | loads, then computes step by step | orders, if nothing runs |
 //! | `engine-writer` | frames out that the socket did not take at once from the thread that had them | the service |
 //!
@@ -16,8 +16,8 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 pub use super::desk::Interrupter;
@@ -26,7 +26,9 @@ use super::frames::{
     self, CheckedPrompt, FrameError, FromEngine, LoadRequest, LoadStage, ModelInfo, ToEngine,
 };
 use super::outbox::{Next, Outbox};
-use crate::request::{CacheKey, Code, Event, Pinned, PromptId, Refusal, Request, Reuse};
+use crate::request::{
+    CacheKey, Code, Constraint, Event, Pinned, PromptId, Refusal, Request, Reuse,
+};
 
 /// Time between two heartbeats at least: often enough for a watchdog of seconds, seldom enough to cost nothing.
 const HEARTBEAT: Duration = Duration::from_millis(100);
@@ -41,6 +43,10 @@ const DEEP_STACK: usize = 64 << 20;
 
 /// Threads of [`run`].
 const THREADS: usize = 4;
+
+/// Bytes of a request that is checked by the thread that reads it: some hundred tokens, a fraction of a millisecond, in which
+/// no cancel is read.
+const QUICK_BYTES: usize = 2048;
 
 /// A model that is loaded, as far as the loop needs it.
 pub trait Model {
@@ -92,8 +98,8 @@ pub struct Start<'a, P> {
 /// What a model's checker makes of a request.
 pub type Prepared<M> = <<M as Model>::Checker as Checker>::Prepared;
 
-/// Prepares prompts: template, tokens, grammar. Works beside the model, on another thread.
-pub trait Checker: Send + 'static {
+/// Prepares prompts: template, tokens, grammar. Works beside the model, on other threads.
+pub trait Checker: Send + Sync + 'static {
     /// A prompt that is ready to run.
     type Prepared: Send + 'static;
 
@@ -170,6 +176,7 @@ where
 {
     let desk = Arc::new(Desk::default());
     let outbox = Arc::new(Outbox::to(socket.try_clone()?));
+    let checker = Arc::new(OnceLock::new());
     let (ends, ends_of_threads) = sync_channel(THREADS);
     let request = match first_order(&mut socket) {
         Ok(request) => request,
@@ -181,12 +188,15 @@ where
         spawn("engine-writer", &ends, move || write_all(socket, &outbox))?;
     }
     {
-        let (socket, desk) = (socket.try_clone()?, Arc::clone(&desk));
-        spawn("engine-reader", &ends, move || Some(read_all(socket, &desk)))?;
+        let (desk, outbox, checker) =
+            (Arc::clone(&desk), Arc::clone(&outbox), Arc::clone(&checker));
+        let reader = Reader { desk, outbox, checker };
+        let socket = socket.try_clone()?;
+        spawn("engine-reader", &ends, move || Some(reader.read_all(socket)))?;
     }
     {
         let (desk, outbox, ends) = (Arc::clone(&desk), Arc::clone(&outbox), ends.clone());
-        let shop = Shop { desk, outbox, now };
+        let shop = Shop { desk, outbox, checker, now };
         spawn("engine-model", &ends.clone(), move || shop.open(&request, load, &ends))?;
     }
     drop(ends);
@@ -247,26 +257,52 @@ fn first_order(socket: &mut impl Read) -> Result<LoadRequest, Ended> {
     }
 }
 
-/// Reads orders until there are no more.
-fn read_all<P>(socket: UnixStream, desk: &Desk<P>) -> Ended {
-    let mut socket = BufReader::new(socket);
-    loop {
-        let order = match next_order(&mut socket) {
-            Ok(order) => order,
-            Err(ended) => return ended,
-        };
-        match order {
-            ToEngine::Load(_) => {
-                return Ended::Broken("the service asked for a second model".to_owned());
+/// What the reader's thread works with.
+struct Reader<C: Checker> {
+    desk: Arc<Desk<C::Prepared>>,
+    outbox: Arc<Outbox>,
+    /// There as soon as the model is, before which nothing is to be checked.
+    checker: Arc<OnceLock<C>>,
+}
+
+impl<C: Checker> Reader<C> {
+    /// Reads orders until there are no more.
+    fn read_all(&self, socket: UnixStream) -> Ended {
+        let mut socket = BufReader::new(socket);
+        loop {
+            let order = match next_order(&mut socket) {
+                Ok(order) => order,
+                Err(ended) => return ended,
+            };
+            match order {
+                ToEngine::Load(_) => {
+                    return Ended::Broken("the service asked for a second model".to_owned());
+                }
+                ToEngine::Check { check, request } => self.check(check, request),
+                ToEngine::Start { id, check, request, seed, resume, reuse } => {
+                    self.desk.put(Job::Start { id, check, request, seed, resume, reuse });
+                }
+                ToEngine::Pin(pinned) => self.desk.put(Job::Pin(pinned)),
+                ToEngine::Cancel { id } => self.desk.cancel(id),
             }
-            ToEngine::Check { check, request } => desk.put(Job::Check { check, request }),
-            ToEngine::Start { id, check, request, seed, resume, reuse } => {
-                desk.put(Job::Start { id, check, request, seed, resume, reuse });
-            }
-            ToEngine::Pin(pinned) => desk.put(Job::Pin(pinned)),
-            ToEngine::Cancel { id } => desk.cancel(id),
         }
     }
+
+    /// Checks at once what takes no time, if nobody else waits for that, and leaves the rest to the checker.
+    fn check(&self, check: u64, request: Request) {
+        match self.checker.get() {
+            Some(checker) if is_quick(&request) && self.desk.takes_check(check) => {
+                check_one(checker, check, &request, &self.desk, &self.outbox);
+            }
+            _ => self.desk.put(Job::Check { check, request }),
+        }
+    }
+}
+
+/// Whether checking takes less time than waking the thread that does it otherwise: little text, and no form to compile.
+fn is_quick(request: &Request) -> bool {
+    let has_form = request.constraint != Constraint::None || request.tools.is_some();
+    request.bytes() <= QUICK_BYTES && !has_form
 }
 
 fn next_order(socket: &mut impl Read) -> Result<ToEngine, Ended> {
@@ -316,13 +352,14 @@ fn write_all(mut socket: UnixStream, outbox: &Outbox) -> Option<Ended> {
 }
 
 /// What the model's and the checker's threads work with.
-struct Shop<P> {
-    desk: Arc<Desk<P>>,
+struct Shop<C: Checker> {
+    desk: Arc<Desk<C::Prepared>>,
     outbox: Arc<Outbox>,
+    checker: Arc<OnceLock<C>>,
     now: fn() -> Instant,
 }
 
-impl<P: Send + 'static> Shop<P> {
+impl<C: Checker> Shop<C> {
     /// The model's thread: loads, then serves until the desk closes.
     fn open<M, L>(
         self,
@@ -331,8 +368,7 @@ impl<P: Send + 'static> Shop<P> {
         ends: &SyncSender<Option<Ended>>,
     ) -> Option<Ended>
     where
-        M: Model,
-        M::Checker: Checker<Prepared = P>,
+        M: Model<Checker = C>,
         L: FnOnce(&LoadRequest, &mut dyn FnMut(LoadStage)) -> Result<Loaded<M>, Refusal>,
     {
         let loaded = right_version(request)
@@ -349,19 +385,16 @@ impl<P: Send + 'static> Shop<P> {
         };
         self.desk.interrupt_with(model.interrupter());
         let (desk, outbox) = (Arc::clone(&self.desk), Arc::clone(&self.outbox));
-        if let Err(error) =
-            spawn("engine-checker", ends, move || prepare_all(&checker, &desk, &outbox))
-        {
+        let cell = Arc::clone(&self.checker);
+        let prepare = move || prepare_all(cell.get_or_init(|| checker), &desk, &outbox);
+        if let Err(error) = spawn("engine-checker", ends, prepare) {
             return Some(Ended::Broken(format!("the system gives no thread: {error}")));
         }
         self.outbox.push(FromEngine::Ready(info));
         self.serve(&mut model)
     }
 
-    fn serve<M: Model>(&self, model: &mut M) -> Option<Ended>
-    where
-        M::Checker: Checker<Prepared = P>,
-    {
+    fn serve<M: Model<Checker = C>>(&self, model: &mut M) -> Option<Ended> {
         let mut beat = (self.now)();
         while let Some(orders) = self.desk.orders(model.is_idle()) {
             for order in orders {
@@ -405,15 +438,7 @@ fn prepare_all<C: Checker>(
 ) -> Option<Ended> {
     while let Some(job) = desk.job() {
         match job {
-            Job::Check { check, request } => {
-                let (prepared, result) = match prepare(checker, &request) {
-                    Ok((prepared, checked)) => (Some(prepared), Ok(checked)),
-                    Err(refusal) => (None, Err(refusal)),
-                };
-                // Before it is told, so that the start that follows finds it.
-                desk.checked(check, prepared);
-                outbox.push(FromEngine::Checked { check, result });
-            }
+            Job::Check { check, request } => check_one(checker, check, &request, desk, outbox),
             Job::Pin(pinned) => {
                 let beginning = |pinned: &Pinned| {
                     let tokens = catch_unwind(AssertUnwindSafe(|| checker.beginning(pinned)));
@@ -436,6 +461,22 @@ fn prepare_all<C: Checker>(
         }
     }
     None
+}
+
+/// Checks one request, tells what was found, and hands on what was prepared.
+fn check_one<C: Checker>(
+    checker: &C,
+    check: u64,
+    request: &Request,
+    desk: &Desk<C::Prepared>,
+    outbox: &Outbox,
+) {
+    let (prepared, result) = match prepare(checker, request) {
+        Ok((prepared, checked)) => (Some(prepared), Ok(checked)),
+        Err(refusal) => (None, Err(refusal)),
+    };
+    outbox.push(FromEngine::Checked { check, result });
+    desk.checked(check, prepared);
 }
 
 /// A panic over one request is that request's end, and nobody else's: preparing leaves nothing behind that another could meet.

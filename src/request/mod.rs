@@ -8,6 +8,7 @@ mod event;
 mod logprob;
 mod origin;
 mod refusal;
+mod size;
 mod tools;
 
 use std::time::Duration;

@@ -13,7 +13,6 @@ mod rates;
 pub mod scripted;
 mod status;
 mod ticket;
-mod weight;
 
 use std::sync::Arc;
 use std::time::Duration;

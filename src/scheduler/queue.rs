@@ -63,6 +63,11 @@ impl Queue {
         entry.map(|entry| entry.id)
     }
 
+    /// This identity had a turn without having waited.
+    pub(super) fn had_turn(&mut self, identity: &Identity, priority: Priority) {
+        self.level_mut(priority).last = Some(identity.clone());
+    }
+
     /// The prompt whose turn it is.
     pub(super) fn next(&self) -> Option<PromptId> {
         let entry = self.returned.front().or_else(|| self.levels.iter().find_map(Level::next));

@@ -240,6 +240,31 @@ fn a_checked_prompt_is_not_prepared_again() {
 }
 
 #[test]
+fn a_start_that_comes_with_its_check_follows_the_answer() {
+    // Short ones are checked where they are read, long ones by the checker.
+    for filler in ["", &"x".repeat(5000)] {
+        let mut bench = Bench::ready();
+        let good = format!("good{filler}");
+        bench.check(5, &good);
+        bench.start_checked(1, Some(5), "not looked at", &[]);
+        bench.step(1, delta(1));
+        assert!(matches!(bench.frame(), FromEngine::Checked { check: 5, result: Ok(_) }));
+        assert_eq!(bench.told(), format!("start p1 {good} seed 7 resume []"));
+        assert_eq!(bench.frame(), event(1, delta(1)));
+        bench.step(1, finished(1));
+        assert_eq!(bench.frame(), event(1, finished(1)));
+        // What is refused is not started.
+        let mut bad = request("bad");
+        bad.stop = vec![filler.to_owned()];
+        bench.order(&ToEngine::Check { check: 6, request: bad });
+        bench.start_checked(2, Some(6), "not looked at", &[]);
+        assert!(matches!(bench.frame(), FromEngine::Checked { check: 6, result: Err(_) }));
+        bench.start(3, "next", &[]);
+        assert_eq!(bench.told(), "start p3 next seed 7 resume []");
+    }
+}
+
+#[test]
 fn checks_are_answered_while_the_model_computes() {
     let mut bench = Bench::ready();
     bench.start(1, "long", &[]);

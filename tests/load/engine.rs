@@ -45,7 +45,16 @@ fn load(
     progress: &mut dyn FnMut(LoadStage),
 ) -> Result<Loaded<Paced>, Refusal> {
     progress(LoadStage::Weights);
-    let info = ModelInfo {
+    Ok(Loaded {
+        info: info(request),
+        checker: Reader,
+        model: Paced { running: Vec::new(), step: step_of(&request.model).unwrap_or(STEP) },
+    })
+}
+
+/// What is said of a model that is none.
+pub(crate) fn info(request: &LoadRequest) -> ModelInfo {
+    ModelInfo {
         name: "paced".to_owned(),
         architecture: "none".to_owned(),
         context: CONTEXT,
@@ -58,12 +67,7 @@ fn load(
         runtime_version: "0".to_owned(),
         placement: Box::default(),
         load_ms: 1,
-    };
-    Ok(Loaded {
-        info,
-        checker: Reader,
-        model: Paced { running: Vec::new(), step: step_of(&request.model).unwrap_or(STEP) },
-    })
+    }
 }
 
 struct Reader;

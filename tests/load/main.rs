@@ -1,8 +1,9 @@
 //! Load on `promptd serve` with an engine whose speed is known, so that capacity is a number and not a guess.
 //!
-//! This program is three: `serve` is the service as it is shipped (the same code from the command line down), `engine` the
-//! engine that it starts (a service starts its own program file as its engine, and the file is this one), and anything
-//! else plays the load. So no word in the shipped program knows of any of this.
+//! This program is four: `serve` is the service as it is shipped (the same code from the command line down), `engine` the
+//! engine that it starts (a service starts its own program file as its engine, and the file is this one), `serve-inside` the service
+//! with a scripted engine in its own process, and anything else plays the load. So no word in the shipped program knows of any
+//! of this.
 
 #[cfg(test)]
 use std::process::ExitCode;
@@ -13,6 +14,10 @@ mod asking;
 mod engine;
 #[cfg(test)]
 mod figures;
+#[cfg(test)]
+mod idle;
+#[cfg(test)]
+mod inside;
 #[cfg(test)]
 #[expect(dead_code, reason = "others stop their broker, this one only runs")]
 #[path = "../it/support/mosquitto.rs"]
@@ -34,14 +39,19 @@ type Play = fn(Option<u64>) -> ExitCode;
 
 /// What can be played, by its name on the command line.
 #[cfg(test)]
-const PLAYS: [(&str, Play); 3] =
-    [("broker", mqtt::play), ("overhead", overhead::play), ("overload", overload::play)];
+const PLAYS: [(&str, Play); 4] = [
+    ("broker", mqtt::play),
+    ("idle", idle::play),
+    ("overhead", overhead::play),
+    ("overload", overload::play),
+];
 
 #[cfg(test)]
 fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some("serve" | "form") => promptd::cli::main(),
         Some("engine") => engine::run(),
+        Some("serve-inside") => inside::run(&std::env::args().skip(2).collect::<Vec<_>>()),
         _ => play(std::env::args().skip(1).collect()),
     }
 }

@@ -1,5 +1,6 @@
 //! What promptd adds to a question and its answer over mosquitto: beside an echo of the same broker that only sends back what it is asked,
-//! with accepted prompts kept in memory or on the disk; how many it accepts and refuses in a second; and its memory.
+//! with accepted prompts kept in memory or on the disk, and with a scripted engine in its own process (what the door and the scheduler
+//! add) or in another (what all of promptd adds); how many it accepts and refuses in a second; and its memory.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::figures::quantile;
 use crate::mosquitto::Broker;
 use crate::raw_mqtt::{self, Receiver, Sender};
-use crate::service::{Plan, Service};
+use crate::service::{Plan, Service, Where};
 
 /// The limits: against the echo's median, beside the disk's own, and each second.
 const TIMES: f64 = 1.5;
@@ -83,7 +84,7 @@ pub(crate) fn play(seconds: Option<u64>) -> ExitCode {
     let Some(broker) = Broker::start(NODELAY) else {
         return ExitCode::SUCCESS;
     };
-    let lasts = Duration::from_millis(seconds.map_or(200, |seconds| seconds * 1000 / 6));
+    let lasts = Duration::from_millis(seconds.map_or(200, |seconds| seconds * 1000 / 12));
     let port = broker.port;
     let (mut back, mut questions) = raw_mqtt::connect(port, "echo", false);
     back.subscribe("echo/ask");
@@ -101,33 +102,42 @@ pub(crate) fn play(seconds: Option<u64>) -> ExitCode {
     let sync = quantile(&syncs(), 0.5);
     println!("an echo: {echo:?} in the median; one fsync: {sync:?}");
     let mut misses = Vec::new();
-    for durability in ["memory", "disk"] {
-        let plan = Plan { slots: 4, ..Plan::paced(Duration::ZERO) };
+    let kinds = [Where::Inside, Where::Outside];
+    for (durability, engine) in ["memory", "disk"].into_iter().flat_map(|d| kinds.map(|k| (d, k))) {
+        let inside = engine == Where::Inside;
+        let node = format!("{durability}-{}", if inside { "inside" } else { "outside" });
+        let plan = Plan { slots: 4, engine, ..Plan::paced(Duration::ZERO) };
         let more = format!(
-            "durability = {durability:?}\n[mqtt]\nurl = \"mqtt://127.0.0.1:{port}\"\nnode = {durability:?}\n"
+            "durability = {durability:?}\n[mqtt]\nurl = \"mqtt://127.0.0.1:{port}\"\nnode = {node:?}\n"
         );
         let service = Service::start(&Plan { more, ..plan });
-        let ask = format!("promptd/{durability}/ask");
+        let ask = format!("promptd/{node}/ask");
         // The retained word comes when promptd listens.
-        let mut online = Asker::new(port, &format!("promptd/{durability}/availability"));
+        let mut online = Asker::new(port, &format!("promptd/{node}/availability"));
         assert_eq!(online.receiver.message().unwrap().1, b"online");
-        let mut asker = Asker::new(port, &format!("promptd/{durability}/answer/#"));
+        let mut asker = Asker::new(port, &format!("promptd/{node}/answer/#"));
         let time = quantile(&asker.times(&ask, lasts), 0.5);
         let accepted = asker.rate(&ask, true, AT_ONCE, lasts);
         let refused = asker.rate(&ask, false, AT_ONCE * 4, lasts);
         let memory = service.memory();
         println!(
-            "{durability}: {time:?} in the median, {:.2} of the echo's; {accepted:.0} accepted and {refused:.0} refused a second; {} KiB",
+            "{durability}, engine {}: {time:?} in the median, {:.2} of the echo's; {accepted:.0} accepted and {refused:.0} refused a \
+             second; {} KiB",
+            if inside { "in the service's process" } else { "in its own process" },
             time.as_secs_f64() / echo.as_secs_f64(),
             memory >> 10
         );
         let most = echo.mul_f64(TIMES);
         let most = if durability == "disk" { most + sync.mul_f64(TIMES) } else { most };
         for (holds, what) in [
-            (time <= most, format!("{durability}: an answer takes {most:?} at most: {time:?}")),
-            (accepted >= ACCEPTED, format!("{durability}: {ACCEPTED} accepted a second")),
-            (refused >= REFUSED, format!("{durability}: {REFUSED} refused a second")),
-            (memory <= MEMORY, format!("{durability}: {MEMORY} bytes of memory at most")),
+            // What a second process adds has a limit of its own, in `overhead`.
+            (
+                time <= most || !inside,
+                format!("{node}: an answer takes {most:?} at most: {time:?}"),
+            ),
+            (accepted >= ACCEPTED, format!("{node}: {ACCEPTED} accepted a second")),
+            (refused >= REFUSED, format!("{node}: {REFUSED} refused a second")),
+            (memory <= MEMORY, format!("{node}: {MEMORY} bytes of memory at most")),
         ] {
             misses.extend((!holds && seconds.is_some()).then_some(what));
         }

@@ -16,7 +16,7 @@ use promptd::request::{
 use serde_json::{Value, json};
 
 use crate::figures::{quantile, spread};
-use crate::service::{Plan, Service, ticks};
+use crate::service::{Plan, Service, Where, ticks};
 
 /// Tokens of an answer of the demo model.
 const TOKENS: u32 = 48;
@@ -79,15 +79,9 @@ struct Added {
 
 /// Asks in turns, so that what disturbs the machine for a while disturbs both ways.
 fn compare(lasts: Duration) -> Added {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
-    let service = Service::start(&Plan {
-        program: env!("CARGO_BIN_EXE_promptd").into(),
-        model: model.clone(),
-        library: library(),
-        slots: 1,
-        more: String::new(),
-    });
-    let mut own = open(&model);
+    let plan = demo();
+    let service = Service::start(&plan);
+    let mut own = open(&plan.model);
     let mut stream = BufReader::new(UnixStream::connect(service.socket()).unwrap());
     let (mut inside, mut outside) = (Vec::new(), Vec::new());
     let begun = Instant::now();
@@ -123,6 +117,18 @@ fn compare(lasts: Duration) -> Added {
         );
     }
     added
+}
+
+/// The program as it is shipped, with the demo model.
+pub(crate) fn demo() -> Plan {
+    Plan {
+        program: env!("CARGO_BIN_EXE_promptd").into(),
+        model: Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo"),
+        library: library(),
+        slots: 1,
+        more: String::new(),
+        engine: Where::Outside,
+    }
 }
 
 fn library() -> PathBuf {

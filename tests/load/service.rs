@@ -26,6 +26,17 @@ pub(crate) struct Plan {
     pub(crate) slots: u32,
     /// More configuration.
     pub(crate) more: String,
+    /// Where its engine is.
+    pub(crate) engine: Where,
+}
+
+/// Where a service has its engine.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Where {
+    /// In a process of its own, as it is shipped.
+    Outside,
+    /// In its own process, scripted ([`crate::inside`]).
+    Inside,
 }
 
 impl Plan {
@@ -37,6 +48,7 @@ impl Plan {
             library: "none.so".into(),
             slots: 2,
             more: String::new(),
+            engine: Where::Outside,
         }
     }
 }
@@ -60,7 +72,8 @@ impl Service {
         std::fs::write(place.join("promptd.toml"), config).unwrap();
         let log = std::fs::File::create(place.join("log")).unwrap();
         let mut command = Command::new(&plan.program);
-        command.arg("serve").arg("--config").arg(place.join("promptd.toml"));
+        let serve = if plan.engine == Where::Inside { "serve-inside" } else { "serve" };
+        command.arg(serve).arg("--config").arg(place.join("promptd.toml"));
         command.env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let service = Service { child: command.spawn().unwrap(), folder };
         let deadline = Instant::now() + Duration::from_secs(60);

@@ -2,15 +2,15 @@
 
 use std::hash::BuildHasher;
 
-use super::{Action, Core, Prompt};
+use super::{Action, Core};
 use crate::engine::frames::ToEngine;
-use crate::request::{CacheKey, Pinned, Reuse};
+use crate::request::{CacheKey, Identity, Pinned, Reuse};
 
 impl Core {
     /// Whose rows a prompt may start behind: its asker's, and those of the profile it names.
-    pub(super) fn reuse(&self, prompt: &Prompt) -> Reuse {
-        let own = CacheKey(self.keys.hash_one(("asker", &prompt.identity.0)));
-        Reuse { own, profile: prompt.profile.as_deref().map(|name| self.profile_key(name)) }
+    pub(super) fn reuse(&self, asker: &Identity, profile: Option<&str>) -> Reuse {
+        let own = CacheKey(self.keys.hash_one(("asker", &asker.0)));
+        Reuse { own, profile: profile.map(|name| self.profile_key(name)) }
     }
 
     /// Tells the engine which beginnings to keep.

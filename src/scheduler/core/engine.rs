@@ -154,6 +154,7 @@ impl Core {
     fn checked(&mut self, check: u64, result: Result<CheckedPrompt, Refusal>, now: Instant) {
         // Unknown where the deadline of the check has passed, or promptd drains.
         let Some(mut pending) = self.checks.remove(&check) else { return };
+        let claim = self.claim_of(check);
         let Some(result) = self.shorten(&mut pending, result) else {
             // The engine counts again.
             self.checks.insert(check, pending);
@@ -163,16 +164,30 @@ impl Core {
             .and_then(|checked| self.in_time(&pending, checked, now).map(|()| checked))
         {
             Ok(checked) => checked,
-            Err(refusal) => return self.refuse(check, refusal),
+            Err(refusal) => {
+                self.withdraw(claim.as_ref());
+                return self.refuse(check, refusal);
+            }
         };
-        let id = PromptId(self.next_id);
-        self.next_id += 1;
         let session = pending.talk.as_ref().map(Talk::in_session);
         let Submission { request, identity, profile, priority, quota, again, .. } =
             pending.submission;
-        let seed = request.sampling.seed.unwrap_or_else(|| (self.draw_seed)());
         let size = Size::from(checked);
-        self.queue.push(Entry { id, size }, &identity, priority);
+        let is_started = claim.is_some();
+        let (id, seed) = if let Some(claim) = claim {
+            (claim.id, claim.seed)
+        } else {
+            let seed = request.sampling.seed.unwrap_or_else(|| (self.draw_seed)());
+            (self.next_id(), seed)
+        };
+        let phase = if is_started {
+            self.queue.had_turn(&identity, priority);
+            self.running.push(id);
+            Phase::Running { since: now, answering: None }
+        } else {
+            self.queue.push(Entry { id, size }, &identity, priority);
+            Phase::Waiting { since: now }
+        };
         self.places.changed = true;
         self.prompts.insert(
             id,
@@ -189,7 +204,7 @@ impl Core {
                 priority,
                 seed,
                 deadline: pending.deadline,
-                phase: Phase::Waiting { since: now },
+                phase,
                 delivered: Vec::new(),
                 deaths: again.map_or(0, |again| again.deaths),
                 ends: again.map_or(0, |again| again.ends),
@@ -199,6 +214,10 @@ impl Core {
         );
         self.counters.accepted += 1;
         self.actions.push(Action::Accept { check, id, seed, checked, session });
+        if is_started {
+            let event = Event::Started { deaths: 0 };
+            self.actions.push(Action::Deliver { id, event });
+        }
         self.dispatch(now);
         self.tell_place(id, now);
     }

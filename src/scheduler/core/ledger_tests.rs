@@ -40,6 +40,9 @@ struct Ledger {
     /// Prompts in the engine that is there, and how many engines had each.
     running: Vec<PromptId>,
     deaths: HashMap<PromptId, u32>,
+    /// Checks that this engine has answered, and prompts that it starts when it has answered their check.
+    told: HashSet<u64>,
+    claims: HashMap<u64, PromptId>,
     slots: usize,
     ready: bool,
     process: Process,
@@ -74,6 +77,7 @@ impl Ledger {
                         self.open.insert(id, Vec::new()).is_none() && !self.ended.contains(&id),
                         "{id} is used twice"
                     );
+                    assert!(!self.claims.contains_key(&check), "{id} is accepted unchecked");
                 }
                 Action::Refuse { check, .. } => {
                     assert!(self.answered.insert(check), "check {check} is answered twice");
@@ -94,7 +98,18 @@ impl Ledger {
                 }
             }
         }
-        assert!(self.running.len() <= self.slots, "more run than there are slots");
+        let has = self.running.len() + self.claims.len();
+        assert!(has <= self.slots, "more run than there are slots");
+        // What it starts by itself when a check is good, it was either accepted for or called back from.
+        for id in &self.running {
+            assert!(self.open.contains_key(id), "{id} runs, and nobody was told");
+        }
+    }
+
+    fn forget_checks(&mut self) {
+        self.checks.clear();
+        self.told.clear();
+        self.claims.clear();
     }
 
     fn sent(&mut self, message: ToEngine) {
@@ -103,6 +118,12 @@ impl Ledger {
             ToEngine::Pin(_) => {}
             ToEngine::Load(_) => panic!("loading is the supervisor's business"),
             ToEngine::Check { check, .. } => assert!(self.checks.insert(check)),
+            ToEngine::Start { id, check: Some(check), resume, .. }
+                if self.checks.contains(&check) && !self.told.contains(&check) =>
+            {
+                assert!(resume.is_empty() && !self.ended.contains(&id));
+                assert!(self.claims.insert(check, id).is_none());
+            }
             ToEngine::Start { id, resume, .. } => {
                 assert!(
                     self.deaths.get(&id).copied().unwrap_or(0) < FATAL_DEATHS,
@@ -117,8 +138,11 @@ impl Ledger {
                 self.running.push(id);
             }
             ToEngine::Cancel { id } => {
-                assert!(self.running.contains(&id), "{id} is cancelled and does not run");
+                let had = self.running.len() + self.claims.len();
                 self.running.retain(|other| *other != id);
+                self.claims.retain(|_, other| *other != id);
+                let has = self.running.len() + self.claims.len();
+                assert!(has < had, "{id} is cancelled and does not run");
             }
         }
     }
@@ -175,6 +199,8 @@ fn happen(step: u32, dice: &mut Dice, bench: &mut Bench, ledger: &mut Ledger) {
             let check = u64::try_from(dice.below(8)).unwrap();
             let check = bench.core.next_check.saturating_sub(check + 1);
             if ledger.ready && ledger.checks.contains(&check) {
+                ledger.told.insert(check);
+                ledger.running.extend(ledger.claims.remove(&check));
                 bench.check(check);
             }
         }
@@ -206,7 +232,7 @@ fn happen(step: u32, dice: &mut Dice, bench: &mut Bench, ledger: &mut Ledger) {
             ledger.ready = false;
             ledger.process = Process::None;
             // The next engine is asked again.
-            ledger.checks.clear();
+            ledger.forget_checks();
             for id in ledger.running.drain(..) {
                 *ledger.deaths.entry(id).or_default() += 1;
             }
@@ -226,7 +252,7 @@ fn happen(step: u32, dice: &mut Dice, bench: &mut Bench, ledger: &mut Ledger) {
         15 if ledger.process == Process::Ending => {
             ledger.process = Process::None;
             // The next engine is asked again.
-            ledger.checks.clear();
+            ledger.forget_checks();
             bench.engine(EngineEvent::Ended);
         }
         _ => {}
@@ -245,7 +271,8 @@ fn compare(step: u32, (limit, slots): (usize, usize), bench: &Bench, ledger: &Le
     };
     let alone = suspects(&mut ledger.running.iter());
     assert!(alone == 0 || ledger.running.len() == 1, "step {step}: {:?}", ledger.running);
-    let idle_slot = ledger.ready && bench.core.is_serving() && status.running < slots;
+    let idle_slot =
+        ledger.ready && bench.core.is_serving() && status.running + ledger.claims.len() < slots;
     let held_back = status.running > 0 && suspects(&mut ledger.open.keys()) > 0;
     assert!(
         !(idle_slot && status.waiting > 0) || held_back,

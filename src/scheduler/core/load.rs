@@ -149,6 +149,7 @@ impl Core {
         self.engine.stage = LoadStage::Runtime;
         self.engine.expected = now.checked_add(self.known_load());
         // What the old engine was asked, the next one is asked again.
+        self.claim = None;
         self.checks.values_mut().for_each(|pending| pending.asked = None);
         self.actions.push(Action::Engine(order));
     }
@@ -166,6 +167,7 @@ impl Core {
                 self.queue.push_front(Entry { id, size: prompt.size });
             }
         }
+        self.claim = None;
         self.checks.values_mut().for_each(|pending| pending.asked = None);
         if self.engine.wanted {
             self.engine.on_demand = true;
@@ -232,6 +234,7 @@ impl Core {
         pending.asked = Some(now);
         let request = pending.submission.request.clone();
         self.actions.push(Action::Send(ToEngine::Check { check, request }));
+        self.claim(check);
     }
 
     /// Asks for the checks that waited for the model.
@@ -243,8 +246,9 @@ impl Core {
         }
     }
 
-    /// Refuses the submissions that the engine was asked about.
+    /// Refuses the submissions that the engine was asked about, which is dead.
     pub(super) fn refuse_asked(&mut self, refusal: &Refusal) {
+        self.claim = None;
         let asked: Vec<u64> =
             self.checks.iter().filter(|(_, p)| p.asked.is_some()).map(|(n, _)| *n).collect();
         for check in asked {

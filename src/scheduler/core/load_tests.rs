@@ -240,7 +240,8 @@ fn the_fallback_is_loaded_once_and_nobody_who_waits_is_sent_away() {
     assert!(did.len() == 1 && did[0].starts_with("Replace(Some("), "{did:?}");
     assert_eq!(bench.core.status().went_back.as_deref(), Some("no such file"));
     next_engine(&mut bench, 3);
-    assert_eq!(bench.did(), [format!("check {check}")]);
+    let asked = [format!("check {check}"), "start p0 seed 1001 resume []".to_owned()];
+    assert_eq!(bench.did(), asked);
     assert_eq!(bench.core.status().state, State::Ready);
     // A model that fails later has nothing left to fall back to.
     bench.frame(FromEngine::LoadFailed(Refusal::new(Code::ModelFailed, "nor this")));

@@ -3,6 +3,9 @@
 
 mod board;
 mod cache;
+mod claim;
+#[cfg(test)]
+mod claim_tests;
 mod engine;
 #[cfg(test)]
 mod ledger_tests;
@@ -25,13 +28,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::claim::Claim;
 use self::rules::{draining, timeout};
 use self::sessions::Talk;
 use super::queue::Queue;
 use super::quotas::Quotas;
 use super::rates::{Rates, Size};
 use super::ticket::InSession;
-use super::weight::weight;
 use super::{BoardState, Config, Counters, Place, State, Status};
 use crate::defect::Defect;
 use crate::engine::frames::{CheckedPrompt, LoadRequest, LoadStage, ModelInfo, ToEngine};
@@ -118,6 +121,8 @@ pub(super) struct Core {
     queue: Queue,
     /// Started prompts, the earliest first.
     running: Vec<PromptId>,
+    /// The slot that is kept for a prompt whose check is under way.
+    claim: Option<Claim>,
     next_check: u64,
     next_id: u64,
     rates: Rates,
@@ -262,6 +267,7 @@ impl Core {
             prompts: HashMap::new(),
             queue: Queue::default(),
             running: Vec::new(),
+            claim: None,
             next_check: 0,
             next_id: 0,
             rates: Rates::default(),
@@ -285,7 +291,7 @@ impl Core {
                 return check;
             }
         };
-        let weight = weight(&submission.request);
+        let weight = places::weight(&submission.request);
         let entry = match submission.again {
             None => self.may_enter(&submission, weight, now),
             Some(again) => self.may_go_on(again),
@@ -348,6 +354,8 @@ impl Core {
             self.checks.iter().filter(|(_, p)| over(p.expires())).map(|(n, _)| *n).collect();
         for check in late {
             if let Some(pending) = self.checks.remove(&check) {
+                let claim = self.claim_of(check);
+                self.withdraw(claim.as_ref());
                 let refusal =
                     if over(pending.deadline) { timeout() } else { self.check_took_too_long() };
                 self.refuse(check, refusal);

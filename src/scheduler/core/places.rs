@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::{Action, Core, FATAL_DEATHS, FATAL_ENDS, Pending, Phase, Place};
 use crate::engine::frames::CheckedPrompt;
-use crate::request::{Again, Code, Event, Identity, Priority, PromptId, Refusal, Submission};
+use crate::request::{
+    Again, Code, Event, Identity, Priority, PromptId, Refusal, Request, Submission,
+};
 use crate::scheduler::core::rules::{draining, timeout};
 use crate::scheduler::rates::{Forecast, Size, sensible};
 
@@ -16,6 +18,14 @@ const TELL_EVERY: Duration = Duration::from_millis(500);
 /// The most bytes of prompts that wait or are checked. The service stays within 64 MiB of its idle size under any load;
 /// a request is in memory up to three times on its way to the engine.
 pub(super) const QUEUE_BYTES: usize = 16 << 20;
+
+/// What a prompt costs besides its texts: its entries in the scheduler's books, its ticket and its door's task.
+const FIXED: usize = 2048;
+
+/// How many bytes a waiting prompt keeps in memory.
+pub(super) fn weight(request: &Request) -> usize {
+    FIXED + request.bytes()
+}
 
 /// What was told last.
 #[derive(Debug, Default)]

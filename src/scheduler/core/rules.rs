@@ -11,7 +11,7 @@ use crate::scheduler::rates::sensible;
 impl Core {
     /// Fills the free slots.
     pub(super) fn dispatch(&mut self, now: Instant) {
-        while self.engine.ready && self.running.len() < self.slots() {
+        while self.engine.ready && self.has_slot() {
             let Some(id) = self.next_turn() else { return };
             self.places.changed = true;
             // The queue and the prompts are changed together.
@@ -30,7 +30,8 @@ impl Core {
             }
             let event = Event::Started { deaths: prompt.deaths };
             let (seed, check) = (prompt.seed, Some(prompt.check));
-            let reuse = self.prompts.get(&id).map(|prompt| self.reuse(prompt)).unwrap_or_default();
+            let (identity, profile) = (prompt.identity.clone(), prompt.profile.clone());
+            let reuse = self.reuse(&identity, profile.as_deref());
             self.actions.push(Action::Deliver { id, event });
             let start = ToEngine::Start { id, check, request, seed, resume, reuse };
             self.actions.push(Action::Send(start));
@@ -55,11 +56,18 @@ impl Core {
     /// Whether this prompt may start beside those that run. One that has seen its engine die (or two services
     /// end) runs alone: if the next engine dies as well, it was that prompt, and nobody else is blamed.
     fn may_start(&self, next: PromptId) -> bool {
-        let is_suspect = |id: &PromptId| {
-            let seen = |p: &Prompt| p.deaths > 0 || p.ends >= SUSPICIOUS_ENDS;
-            self.prompts.get(id).is_some_and(seen)
-        };
-        !self.running.iter().any(is_suspect) && (self.running.is_empty() || !is_suspect(&next))
+        let is_alone = self.running.is_empty() && self.claim.is_none();
+        !self.runs_alone() && (is_alone || !self.is_suspect(next))
+    }
+
+    fn is_suspect(&self, id: PromptId) -> bool {
+        let seen = |p: &Prompt| p.deaths > 0 || p.ends >= SUSPICIOUS_ENDS;
+        self.prompts.get(&id).is_some_and(seen)
+    }
+
+    /// Whether a prompt runs beside which none may start.
+    pub(super) fn runs_alone(&self) -> bool {
+        self.running.iter().any(|id| self.is_suspect(*id))
     }
 
     /// Ends a prompt without the engine's doing.
@@ -125,6 +133,8 @@ impl Core {
     }
 
     pub(super) fn refuse_checks(&mut self, refusal: &Refusal) {
+        let claim = self.claim.take();
+        self.withdraw(claim.as_ref());
         for check in std::mem::take(&mut self.checks).into_keys() {
             self.refuse(check, refusal.clone());
         }

@@ -192,8 +192,8 @@ fn a_prompt_is_checked_accepted_started_and_ends() {
     bench.event(id, finish(SECOND, SECOND, 1));
     let expected = [
         "check 0",
-        "accept p0",
         "start p0 seed 1001 resume []",
+        "accept p0",
         "p0 prefill 10/10",
         "p0 <5>",
         "p0 finished",
@@ -213,7 +213,7 @@ fn a_given_seed_is_kept() {
     let mut given = submission("a");
     given.request.sampling.seed = Some(7);
     bench.accept(given);
-    assert_eq!(bench.did().pop().unwrap(), "start p0 seed 7 resume []");
+    assert_eq!(bench.did(), ["check 0", "start p0 seed 7 resume []", "accept p0"]);
 }
 
 #[test]
@@ -223,7 +223,8 @@ fn what_the_engine_does_not_like_is_refused_with_its_words() {
     bench.core.take_actions();
     let refusal = Refusal::new(Code::ContextLengthExceeded, "too long").with_limit(100, 200);
     bench.frame(FromEngine::Checked { check, result: Err(refusal.clone()) });
-    assert_eq!(bench.core.take_actions(), [Action::Refuse { check, refusal }]);
+    let took_back = Action::Send(ToEngine::Cancel { id: PromptId(0) });
+    assert_eq!(bench.core.take_actions(), [took_back, Action::Refuse { check, refusal }]);
     assert_eq!(bench.core.status().counters.refused["context_length_exceeded"], 1);
 }
 
@@ -317,7 +318,7 @@ fn a_check_that_is_never_answered_ends() {
     bench.core.submit(submission("a"), bench.now);
     bench.core.take_actions();
     bench.pass(CHECK_LIMIT);
-    assert_eq!(bench.did(), ["refuse 0 busy"]);
+    assert_eq!(bench.did(), ["cancel p0", "refuse 0 busy"]);
 }
 
 #[test]

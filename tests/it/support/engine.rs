@@ -4,6 +4,7 @@ use promptd::engine::client::{EngineEvent, EnginePort, Wanted};
 use promptd::engine::frames::{CheckedPrompt, FromEngine, ModelInfo, ToEngine};
 use promptd::engine::{Death, DeathReport, Phase};
 use promptd::request::{Event, PromptId, Request};
+use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
@@ -13,6 +14,11 @@ use super::words;
 pub(crate) struct ScriptedEngine {
     events: mpsc::Sender<EngineEvent>,
     orders: Option<mpsc::Receiver<ToEngine>>,
+    /// Checks that were not answered yet.
+    asked: Vec<u64>,
+    /// Starts that wait for their check, and orders that waited for nothing more.
+    claims: Vec<(u64, ToEngine)>,
+    next: VecDeque<ToEngine>,
     pid: u32,
     /// What the scheduler wants of the supervisor.
     pub(crate) wanted: watch::Receiver<Wanted>,
@@ -32,7 +38,8 @@ impl ScriptedEngine {
     pub(crate) fn new() -> (ScriptedEngine, EnginePort) {
         let (events, received) = mpsc::channel(1);
         let (port, wanted) = EnginePort::new(received, words::load());
-        (ScriptedEngine { events, orders: None, pid: 100, wanted }, port)
+        let (asked, claims, next) = (Vec::new(), Vec::new(), VecDeque::new());
+        (ScriptedEngine { events, orders: None, asked, claims, next, pid: 100, wanted }, port)
     }
 
     /// An engine starts, and its model is ready at once.
@@ -41,6 +48,9 @@ impl ScriptedEngine {
         let (to, orders) = mpsc::channel(1);
         self.pid += 1;
         self.orders = Some(orders);
+        self.asked.clear();
+        self.claims.clear();
+        self.next.clear();
         self.emit(EngineEvent::Started { pid: self.pid, to }).await;
         self.say(FromEngine::Ready(info)).await;
     }
@@ -60,6 +70,12 @@ impl ScriptedEngine {
 
     /// Sends a frame.
     pub(crate) async fn say(&mut self, frame: FromEngine) {
+        if let FromEngine::Checked { check, result } = &frame {
+            self.asked.retain(|other| other != check);
+            let its = self.claims.extract_if(.., |(of, _)| of == check).map(|(_, start)| start);
+            let its: Vec<ToEngine> = its.collect();
+            self.next.extend(its.into_iter().filter(|_| result.is_ok()));
+        }
         self.emit(EngineEvent::Frame(frame)).await;
     }
 
@@ -70,20 +86,41 @@ impl ScriptedEngine {
 
     /// The next order.
     pub(crate) async fn order(&mut self) -> ToEngine {
-        let orders = self.orders.as_mut().expect("an engine runs");
-        let wait = tokio::time::timeout(Duration::from_secs(3600), orders.recv());
+        assert!(self.orders.is_some(), "an engine runs");
+        let wait = tokio::time::timeout(Duration::from_secs(3600), self.try_order());
         wait.await.expect("an order comes").expect("the scheduler is there")
     }
 
-    /// The next order; `None` when the scheduler is gone.
+    /// The next order; `None` when the scheduler is gone. As with the real one, a start that comes with its check is none before
+    /// the check is answered, and none at all where it is refused.
     pub(crate) async fn try_order(&mut self) -> Option<ToEngine> {
-        self.orders.as_mut()?.recv().await
+        loop {
+            if let Some(order) = self.next.pop_front() {
+                return Some(order);
+            }
+            let order = self.orders.as_mut()?.recv().await?;
+            match &order {
+                ToEngine::Check { check, .. } => self.asked.push(*check),
+                ToEngine::Start { check: Some(check), .. } if self.asked.contains(check) => {
+                    self.claims.push((*check, order));
+                    continue;
+                }
+                ToEngine::Cancel { id: cancelled } => {
+                    let is_its = |claim: &mut (u64, ToEngine)| matches!(&claim.1, ToEngine::Start { id, .. } if id == cancelled);
+                    if self.claims.extract_if(.., is_its).count() > 0 {
+                        continue;
+                    }
+                }
+                _ => {}
+            }
+            return Some(order);
+        }
     }
 
     /// Whether no order waits, after everybody else had time to act.
     pub(crate) async fn is_left_alone(&mut self) -> bool {
-        let orders = self.orders.as_mut().expect("an engine runs");
-        tokio::time::timeout(Duration::from_millis(1), orders.recv()).await.is_err()
+        assert!(self.orders.is_some(), "an engine runs");
+        tokio::time::timeout(Duration::from_millis(1), self.try_order()).await.is_err()
     }
 
     /// Takes a check and finds the prompt good.
