@@ -191,11 +191,8 @@ CREDENTIALS = 247
 
 
 def use_credentials(box):
-    """The drop-in as its comment says it for this systemd."""
-    here = "/etc/systemd/system/promptd.service.d"
-    box.sh(f"install -D -m 644 -t {here} /usr/share/doc/promptd/examples/credentials.conf")
-    if box.systemd() == CREDENTIALS:
-        box.sh(f"sed -i 's/^#ExecStartPre=/ExecStartPre=/' {here}/credentials.conf")
+    """The drop-in as its comment says it."""
+    box.sh("install -D -m 644 -t /etc/systemd/system/promptd.service.d /usr/share/doc/promptd/examples/credentials.conf")
 
 
 def mqtt(box, args):
@@ -362,8 +359,6 @@ def drop_ins(box, args):
         if name == "credentials.conf" and version < CREDENTIALS:
             continue
         box.sh(f"rm -f {here}/* && install -D -m 644 -t {here} /usr/share/doc/promptd/examples/{name}")
-        if name == "credentials.conf":
-            use_credentials(box)
         told = box.sh("systemctl daemon-reload && systemd-analyze verify --man=no promptd.service 2>&1", check=False).stdout
         # systemd before 248 passes over keys that the unit has; the examples have none of them but credentials.conf.
         passed_over = lambda line: version < 248 and "/promptd.service:" in line and "Unknown" in line
