@@ -253,7 +253,8 @@ fn dashboard_queries() -> Vec<String> {
 
 /// Text as a part of an address.
 fn escaped(text: &str) -> String {
-    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+    let escape = |all: String, byte| all + &format!("%{byte:02X}");
+    text.bytes().fold(String::new(), escape)
 }
 
 /// A program of Prometheus: the system's, or the one that `make monitoring` fetched.
