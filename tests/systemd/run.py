@@ -308,7 +308,7 @@ def sandbox(box, args):
         # Credentials or a step before the start, not both.
         box.sh(f"mv {here}/credentials.conf {here}/credentials.off")
     box.write(f"{here}/try.conf",
-              f"[Service]\nExecStartPre=/usr/bin/promptd try-sandbox --model {model} --library {library} {secrets}\n")
+              f"[Service]\nExecStartPre=-/usr/bin/promptd try-sandbox --model {model} --library {library} {secrets}\n")
     box.sh("systemctl daemon-reload && systemctl restart promptd")
     lines = box.sh("journalctl -u promptd -o cat --no-pager").stdout.splitlines()
     tried = [json.loads(line) for line in lines if line.startswith('{"what"')]
