@@ -98,7 +98,7 @@ pub(super) async fn watch_over(
                 if changed.is_err() {
                     return Err(DaemonError::Fell("the scheduler"));
                 }
-                let status = status.borrow_and_update().clone();
+                let status = status.borrow_and_update();
                 reload.see_to(status.went_back.as_ref());
                 let news = Said::of(&status);
                 if news != said {
