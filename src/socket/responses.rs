@@ -41,7 +41,8 @@ impl Response {
             "usage".into(),
             json!({
                 "input_tokens": usage.prompt,
-                "input_tokens_details": {"cached_tokens": usage.cached},
+                // Nobody is charged for what the cache keeps: OpenAI's types only want the number to be there.
+                "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
                 "output_tokens": usage.completion,
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": u64::from(usage.prompt) + u64::from(usage.completion),

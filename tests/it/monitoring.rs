@@ -167,9 +167,11 @@ async fn what_happens_stands_on_the_page() {
             (value(&page, "promptd_kv_cache_tokens") > 0.0).then_some(page)
         });
         let second = scope.spawn(|| line(&service, "Who are you?")["status"].clone());
+        // How long it will wait is reckoned anew once a second, so a moment later than that it waits.
         let waiting = wait_for("the one that waits", || {
             let page = page();
-            (value(&page, "promptd_queue_waiting") > 0.0).then_some(page)
+            let is = |sample| value(&page, sample) > 0.0;
+            (is("promptd_queue_waiting") && is("promptd_queue_eta_seconds")).then_some(page)
         });
         assert_eq!([first, second].map(|asked| asked.join().unwrap()), ["ok", "ok"]);
         (running, waiting)

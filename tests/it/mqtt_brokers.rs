@@ -331,6 +331,9 @@ async fn resets(places: &[usize; 60]) {
         // What was on its way when the connection broke may come a second time.
         waiting.remove(topic(&message));
     }
+    for board in boards {
+        board.leave().await;
+    }
 }
 
 #[tokio::test]

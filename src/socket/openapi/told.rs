@@ -243,6 +243,14 @@ struct CachedTokens {
     cached_tokens: u64,
 }
 
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct InputTokens {
+    cached_tokens: u64,
+    /// Always 0.
+    cache_write_tokens: u64,
+}
+
 /// What promptd says beyond OpenAI's fields.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Extension {
@@ -367,7 +375,7 @@ enum ResponseStatus {
 #[schemars(deny_unknown_fields)]
 struct ResponseUsage {
     input_tokens: u64,
-    input_tokens_details: CachedTokens,
+    input_tokens_details: InputTokens,
     output_tokens: u64,
     output_tokens_details: ReasoningTokens,
     total_tokens: u64,
