@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use super::reload::Reload;
 use super::{DaemonError, Signals};
@@ -19,8 +19,12 @@ use crate::wire;
 /// How often the manager's line is brought up to date while a model loads.
 const PROGRESS: Duration = Duration::from_secs(1);
 
-/// How often the board is looked at: heat and memory change within seconds.
+/// How often the board is looked at while there is work: heat and memory change within seconds.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// And while there is none, when nothing of promptd's doing changes, and each look wakes a processor that could sleep. The first
+/// prompt is reason for a look of its own.
+const SELDOM: Duration = Duration::from_secs(10);
 
 /// What an operator may want while the service runs.
 pub(super) struct Operator<'a> {
@@ -48,9 +52,7 @@ pub(super) async fn watch_over(
     let mut status = scheduler.status();
     let mut beats = manager.watchdog_interval().map(tokio::time::interval);
     let mut progress = tokio::time::interval(PROGRESS);
-    let mut looks = tokio::time::interval(LOOK);
-    // A service that was held up looks once, not as often as it has missed.
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looks = Looks { next: Instant::now(), is_busy: false };
     let mut pulses = JoinSet::new();
     let mut said = Said::default();
     // Whether the manager has it.
@@ -69,7 +71,8 @@ pub(super) async fn watch_over(
             Some(answer) = reloads.recv() => {
                 let _ = answer.send(reload.now(scheduler, policy).await);
             }
-            _ = looks.tick() => {
+            () = tokio::time::sleep_until(looks.next) => {
+                looks.looked(Instant::now());
                 if !told {
                     told = manager.status(&sentence(&status.borrow(), loading_since.elapsed()));
                 }
@@ -98,7 +101,10 @@ pub(super) async fn watch_over(
                 if changed.is_err() {
                     return Err(DaemonError::Fell("the scheduler"));
                 }
-                let status = status.borrow_and_update().clone();
+                let status = status.borrow_and_update();
+                let board = &status.board;
+                let is_well = board.throttled.is_empty() && board.short_of_memory.is_none();
+                looks.work(!status.is_idle() || !is_well, Instant::now());
                 reload.see_to(status.went_back.as_ref());
                 let news = Said::of(&status);
                 if news != said {
@@ -113,6 +119,29 @@ pub(super) async fn watch_over(
                 }
             }
         }
+    }
+}
+
+/// When the board is looked at.
+#[derive(Debug)]
+struct Looks {
+    next: Instant,
+    /// Whether prompts wait or run, or the board is not well, which somebody waits to see end.
+    is_busy: bool,
+}
+
+impl Looks {
+    /// There was a look. One that came late is not made up for.
+    fn looked(&mut self, now: Instant) {
+        self.next = now + if self.is_busy { LOOK } else { SELDOM };
+    }
+
+    /// There is work, or none. What was seen while there was none is old.
+    fn work(&mut self, is_busy: bool, now: Instant) {
+        if is_busy && !self.is_busy && self.next > now + LOOK {
+            self.next = now;
+        }
+        self.is_busy = is_busy;
     }
 }
 
@@ -180,5 +209,31 @@ pub(super) fn sentence(status: &Status, loading: Duration) -> String {
         State::Unloaded => "no model is loaded; the next prompt loads it".to_owned(),
         State::ModelFailed(refusal) => format!("no model: {}", refusal.message),
         State::Draining => "stopping".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_board_is_looked_at_seldom_without_work_and_at_once_with_the_first() {
+        let start = Instant::now();
+        let mut looks = Looks { next: start, is_busy: false };
+        looks.looked(start);
+        assert_eq!(looks.next, start + SELDOM);
+        let asked = start + LOOK;
+        looks.work(true, asked);
+        assert_eq!(looks.next, asked, "what is known is two seconds old");
+        looks.looked(asked);
+        looks.work(true, asked);
+        assert_eq!(looks.next, asked + LOOK);
+        // Work that comes and goes is looked at no more often than work that stays.
+        looks.work(false, asked);
+        looks.work(true, asked);
+        assert_eq!(looks.next, asked + LOOK);
+        looks.work(false, asked);
+        looks.looked(asked);
+        assert_eq!(looks.next, asked + SELDOM);
     }
 }

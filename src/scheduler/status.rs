@@ -8,13 +8,13 @@ use crate::engine::frames::{LoadStage, ModelInfo};
 use crate::record::Health;
 use crate::request::{Identity, Priority, PromptId, Refusal};
 
-/// A snapshot of the scheduler.
+/// A snapshot of the scheduler. Made after everything that happens, each token included, so what is large in it is shared.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Status {
     /// Whether prompts are taken, and if not, why.
     pub state: State,
     /// The loaded model; stays known while a dead engine is being replaced.
-    pub model: Option<ModelInfo>,
+    pub model: Option<Arc<ModelInfo>>,
     /// Prompts that wait.
     pub waiting: usize,
     /// The most prompts that may wait.
@@ -40,7 +40,7 @@ pub struct Status {
     /// The engine's process id, while there is one.
     pub engine_pid: Option<u32>,
     /// Counters since the service began.
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
 }
 
 impl Status {
@@ -118,7 +118,7 @@ impl State {
 }
 
 /// Counters since the service began; none ever falls.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Prompts accepted.
     pub accepted: u64,

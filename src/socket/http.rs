@@ -292,10 +292,10 @@ async fn of_ollama(
             json_response(200, &json!({"version": ollama::API_VERSION, "promptd": version}))
         }),
         "/api/tags" => get().map(|()| {
-            json_response(200, &ollama::tags(status.borrow().model.as_ref(), app.started))
+            json_response(200, &ollama::tags(status.borrow().model.as_deref(), app.started))
         }),
         "/api/ps" => {
-            get().map(|()| json_response(200, &ollama::running(status.borrow().model.as_ref())))
+            get().map(|()| json_response(200, &ollama::running(status.borrow().model.as_deref())))
         }
         "/api/show" => {
             only(method, &[Method::POST], "POST")?;

@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn a_page() {
         let mut status = Status { waiting: 3, ..Status::default() };
-        status.counters.refused.insert("busy", 2);
+        std::sync::Arc::make_mut(&mut status.counters).refused.insert("busy", 2);
         status.record = Some(Health { replayed: 4, ..Health::default() });
         let mut counts = Counts::default();
         counts.requests.insert((Door::Mqtt, "house".to_owned(), "ok"), 7);

@@ -103,7 +103,8 @@ async fn what_is_asked_for_is_sent() {
     assert_eq!(said, [(Role::System, "Short."), (Role::User, "from\ninput")]);
 
     // A model without a chat template continues the text.
-    door.script.set_status(|status| status.model.as_mut().unwrap().chat = false);
+    door.script
+        .set_status(|status| std::sync::Arc::make_mut(status.model.as_mut().unwrap()).chat = false);
     let (done, submission) =
         tokio::join!(run(&["ask", "Once"], &path, "", false), door.answer(&[" upon"]));
     assert_eq!((done.code, done.out.as_str()), (0, " upon\n"));

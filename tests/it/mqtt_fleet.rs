@@ -27,7 +27,7 @@ fn fleet(broker: &Broker, node: &str) -> Config {
 fn busy(board: &Board, running: usize, waiting: usize) {
     board.script.set_status(|status| {
         if let Some(model) = &mut status.model {
-            model.slots = 1;
+            std::sync::Arc::make_mut(model).slots = 1;
         }
         (status.running, status.waiting) = (running, waiting);
     });

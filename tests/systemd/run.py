@@ -198,7 +198,7 @@ def use_credentials(box):
 def mqtt(box, args):
     """A broker that wants a password, which promptd gets as a credential, or from a file where systemd is too old for that."""
     box.sh("touch /etc/mosquitto/passwords && mosquitto_passwd -b /etc/mosquitto/passwords promptd geheim-4711 "
-           "&& mosquitto_passwd -b /etc/mosquitto/passwords me mine && chown mosquitto /etc/mosquitto/passwords")
+           "&& mosquitto_passwd -b /etc/mosquitto/passwords me mine && chown mosquitto /etc/mosquitto/passwords && chmod 600 /etc/mosquitto/passwords")
     box.write("/etc/mosquitto/conf.d/test.conf", "listener 1883 127.0.0.1\nallow_anonymous false\npassword_file /etc/mosquitto/passwords\n")
     box.sh("systemctl restart mosquitto")
     if box.systemd() < CREDENTIALS:

@@ -1,5 +1,6 @@
 //! What the core makes of an engine's start, words and death.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::rules::load_time;
@@ -30,7 +31,8 @@ impl Core {
                     tracing::debug!(restart_in_ms, "{report}");
                 }
                 // One that was ended for another model, or for want of prompts, is no death and nothing to worry about.
-                self.counters.engine_restarts += u64::from(restart_in.is_some());
+                let restarts = &mut Arc::make_mut(&mut self.counters).engine_restarts;
+                *restarts += u64::from(restart_in.is_some());
                 self.engine.died_of = Some(report.model.clone());
                 self.engine_died(&report.to_string(), restart_in, now);
             }
@@ -66,7 +68,7 @@ impl Core {
                 self.engine.ready = true;
                 self.engine.failed = None;
                 self.engine.deaths_while_loading = 0;
-                self.engine.model = Some(model);
+                self.engine.model = Some(Arc::new(model));
                 self.engine.on_demand = false;
                 if !self.config.pinned.is_empty() {
                     self.pin();
@@ -86,7 +88,7 @@ impl Core {
         let was_ready = std::mem::replace(&mut self.engine.ready, false);
         self.engine.pid = None;
         self.engine.stage = LoadStage::Runtime;
-        let load = self.engine.model.as_ref().map_or(UNKNOWN_LOAD, load_time);
+        let load = self.engine.model.as_deref().map_or(UNKNOWN_LOAD, load_time);
         self.engine.expected =
             restart_in.and_then(|wait| now.checked_add(wait.saturating_add(load)));
         for id in std::mem::take(&mut self.running).into_iter().rev() {
@@ -212,7 +214,7 @@ impl Core {
                 spent: Spent::default(),
             },
         );
-        self.counters.accepted += 1;
+        Arc::make_mut(&mut self.counters).accepted += 1;
         self.actions.push(Action::Accept { check, id, seed, checked, session });
         if is_started {
             let event = Event::Started { deaths: 0 };

@@ -283,6 +283,6 @@ impl Core {
     }
 
     fn known_load(&self) -> std::time::Duration {
-        self.engine.model.as_ref().map_or(super::UNKNOWN_LOAD, super::rules::load_time)
+        self.engine.model.as_deref().map_or(super::UNKNOWN_LOAD, super::rules::load_time)
     }
 }

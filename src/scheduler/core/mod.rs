@@ -130,7 +130,7 @@ pub(super) struct Core {
     sessions: Sessions,
     /// Gives askers and profiles their names in the model's cache, which nobody outside can guess.
     keys: RandomState,
-    counters: Counters,
+    counters: Arc<Counters>,
     /// The order of those who wait, as it was last told.
     places: places::Places,
     actions: Vec<Action>,
@@ -143,7 +143,7 @@ struct Engine {
     stage: LoadStage,
     pid: Option<u32>,
     /// The last model that was ready.
-    model: Option<ModelInfo>,
+    model: Option<Arc<ModelInfo>>,
     /// Why the model cannot be loaded; stands until it is.
     failed: Option<Refusal>,
     /// When it should be ready, as far as the last load tells.
@@ -271,7 +271,7 @@ impl Core {
             quotas,
             sessions,
             keys: RandomState::new(),
-            counters: Counters::default(),
+            counters: Arc::default(),
             places: places::Places::default(),
             actions: Vec::new(),
         }
@@ -425,7 +425,7 @@ impl Core {
             record: self.record.clone(),
             board: self.board.clone(),
             engine_pid: self.engine.pid,
-            counters: self.counters.clone(),
+            counters: Arc::clone(&self.counters),
         }
     }
 }

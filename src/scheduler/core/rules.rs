@@ -1,5 +1,6 @@
 //! Who is next, how a prompt ends, and what a refusal says. Who may enter: `places.rs`.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Action, CHECK_LIMIT, Core, Phase, Prompt, SUSPICIOUS_ENDS, UNKNOWN_LOAD};
@@ -104,9 +105,9 @@ impl Core {
             Event::Finished(finish) => self.count(finish),
             Event::Failed(refusal) => {
                 tracing::debug!(%id, priority = ?prompt.priority, code = refusal.code.as_str(), "failed");
-                self.counters.completion_tokens =
-                    self.counters.completion_tokens.saturating_add(wrote);
-                *self.counters.refused.entry(refusal.code.as_str()).or_default() += 1;
+                let counters = Arc::make_mut(&mut self.counters);
+                counters.completion_tokens = counters.completion_tokens.saturating_add(wrote);
+                *counters.refused.entry(refusal.code.as_str()).or_default() += 1;
             }
             Event::Queued { .. }
             | Event::Started { .. }
@@ -118,7 +119,7 @@ impl Core {
     }
 
     fn count(&mut self, finish: &Finish) {
-        let counters = &mut self.counters;
+        let counters = Arc::make_mut(&mut self.counters);
         counters.finished += 1;
         counters.prompt_tokens += u64::from(finish.usage.prompt);
         counters.cached_tokens += u64::from(finish.usage.cached);
@@ -128,7 +129,8 @@ impl Core {
     }
 
     pub(super) fn refuse(&mut self, check: u64, refusal: Refusal) {
-        *self.counters.refused.entry(refusal.code.as_str()).or_default() += 1;
+        let counters = Arc::make_mut(&mut self.counters);
+        *counters.refused.entry(refusal.code.as_str()).or_default() += 1;
         self.actions.push(Action::Refuse { check, refusal });
     }
 

@@ -164,7 +164,7 @@ pub(crate) fn ready() -> Status {
         placement: Box::new(Placement { provider: "CPU".to_owned(), ..Placement::default() }),
         load_ms: 12,
     };
-    Status { state: State::Ready, model: Some(model), queue_limit: 32, ..Status::default() }
+    Status { state: State::Ready, model: Some(model.into()), queue_limit: 32, ..Status::default() }
 }
 
 pub(crate) fn prefill() -> Event {
