@@ -56,8 +56,8 @@ struct Asker {
 }
 
 impl Asker {
-    fn new(port: u16, answers: &str) -> Asker {
-        let (mut sender, mut receiver) = raw_mqtt::connect(port, "asker", false);
+    fn new(port: u16, name: &str, answers: &str) -> Asker {
+        let (mut sender, mut receiver) = raw_mqtt::connect(port, name, false);
         sender.subscribe(answers);
         while receiver.packet().unwrap().0 != 0x90 {}
         Asker { sender, receiver, asked: 0 }
@@ -123,7 +123,7 @@ pub(crate) fn play(seconds: Option<u64>) -> ExitCode {
         }
     };
     std::thread::Builder::new().spawn(echo).unwrap();
-    let mut echo = Asker::new(port, "echo/answer");
+    let mut echo = Asker::new(port, "echoes", "echo/answer");
     let mut misses = Vec::new();
     let kinds = [Where::Inside, Where::Outside];
     for (durability, engine) in ["memory", "disk"].into_iter().flat_map(|d| kinds.map(|k| (d, k))) {
@@ -136,9 +136,9 @@ pub(crate) fn play(seconds: Option<u64>) -> ExitCode {
         let service = Service::start(&Plan { more, ..plan });
         let ask = format!("promptd/{node}/ask");
         // The retained word comes when promptd listens.
-        let mut online = Asker::new(port, &format!("promptd/{node}/availability"));
+        let mut online = Asker::new(port, "watcher", &format!("promptd/{node}/availability"));
         assert_eq!(online.receiver.message().unwrap().1, b"online");
-        let mut asker = Asker::new(port, &format!("promptd/{node}/answer/#"));
+        let mut asker = Asker::new(port, "asker", &format!("promptd/{node}/answer/#"));
         let mut rounds = Rounds::default();
         for _ in 0..ROUNDS {
             rounds.echoes.push(quantile(&echo.times("echo/ask", lasts / ROUNDS), 0.5));
