@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The aarch64 promptd under qemu-user, as the processors of boards: its answers are those of x86-64, within what their kernels may differ.
 
-    run.py --target DIR --deb FILE [--material DIR] [--cpu NAME,…]
+    run.py --target DIR --deb FILE [--material DIR] [--cpu NAME,…] [--only MODEL,…]
 
 Program, libonnxruntime and model are those of the arm64 package (`make test-arm` makes it), unpacked. Needs mosquitto, a promptd for this
 machine to compare with, and Linux 6.7 for a binfmt_misc of one's own (or root's, where qemu is registered for aarch64). qemu comes from Debian's backports.
@@ -125,7 +125,7 @@ class Service:
         text = answer.read()
         connection.close()
         if answer.status != 200:
-            raise SystemExit(f"{target} was refused: {text}")
+            raise SystemExit(f"{target} was refused: {text}\n{open(self.log.name).read()}")
         return json.loads(text)
 
     def stop(self):
@@ -155,6 +155,8 @@ def unsure(service, prompts):
 
 def play(service, material, model):
     """The material's golden files of this model, whole and streamed: whether all came out right, what was said, and log probabilities."""
+    # Until the model is there: the player does not wait.
+    service.ask({"prompt": "Once", "max_tokens": 1})
     files = [os.path.join(material, "golden", f"{model.split('-')[0]}-{kind}.jsonl") for kind in MODELS[model]]
     done = subprocess.run([sys.executable, f"{TOP}/tests/golden.py", "--material", material, "--socket", os.path.join(service.folder, "http.sock"), *files],
                           capture_output=True, text=True)
@@ -216,6 +218,7 @@ def main():
     parser.add_argument("--material", help="a folder with golden files and their models; without it the demo model's alone are played")
     parser.add_argument("--own", help="promptd for this machine")
     parser.add_argument("--cpu", default=",".join(CPUS))
+    parser.add_argument("--only", help="these models: demo, and those of the material")
     args = parser.parse_args()
     target = os.path.abspath(args.target)
     qemu, sysroot = setup(target)
@@ -237,6 +240,8 @@ def main():
             file.write(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
         broker = subprocess.Popen([broker_program, "-c", os.path.join(work, "m.conf")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         seen, here = {}, platform.machine()
+        names = {"demo": None, **(MODELS if args.material else {})}.keys()
+        names &= set(args.only.split(",")) if args.only else names
 
         def run(cpu, name, model, what):
             """`what` of a promptd on this processor, and how long it took."""
@@ -259,8 +264,9 @@ def main():
 
         try:
             for cpu in [here, *args.cpu.split(",")]:
-                mine, took = run(cpu, "demo", f"{TOP}/models/demo" if cpu == here else model, lambda service: examine(service, port))
-                if cpu != here:
+                if "demo" in names:
+                    mine, took = run(cpu, "demo", f"{TOP}/models/demo" if cpu == here else model, lambda service: examine(service, port))
+                if "demo" in names and cpu != here:
                     theirs = seen[here, "demo"]
                     near, words = within("demo", theirs, mine)
                     same = mine["texts"] == theirs["texts"]
@@ -269,9 +275,12 @@ def main():
                             and mine["mqtt"] == mine["texts"][0])
                     tell(cpu, "demo", good, f"{mine['golden']} of {mine['of']} golden texts; {words}; {'the same texts' if same else mine['texts']}; "
                          f"{mine['bound']}; MQTT {mine['mqtt']!r}", took)
-                for name in MODELS if args.material else ():
+                for name in names - {"demo"}:
                     mine, took = run(cpu, name, os.path.join(args.material, "models", name), lambda service: play(service, args.material, name))
-                    if cpu != here:
+                    if cpu == here:
+                        if not mine["good"]:
+                            sys.exit(f"run.py: not even this machine answers as the reference of {name}: {mine['said']}")
+                    else:
                         near, words = within(name, seen[here, name], mine)
                         tell(cpu, name, near and mine["good"], f"{counted(mine['said']) if mine['good'] else mine['said']}; {words}", took)
         finally:
