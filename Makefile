@@ -47,8 +47,7 @@ PYTHON ?= python3
 # Where Cargo builds; the library lies beside the binaries, where they look for it.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help idle install monitoring overhead overhead-mqtt overload runtime test test-arm test-clients test-cluster test-cuda test-families test-frozen test-golden test-homeassistant test-models test-package test-page test-powercut test-protocol test-recipes test-reproducible test-schema test-schemas test-systemd written-models
-.PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help install monitoring overhead overhead-mqtt overload runtime test test-arm test-clients test-cluster test-cuda test-families test-frozen test-golden test-homeassistant test-models test-package test-page test-powercut test-protocol test-recipes test-reproducible test-resets test-schema test-schemas test-systemd written-models
+.PHONY: bench-models bench-peers broker build check clean cross deb defects demo docs eval-demo faults fleet fuzz help idle install monitoring overhead overhead-mqtt overload runtime test test-arm test-clients test-cluster test-cuda test-families test-frozen test-golden test-homeassistant test-models test-package test-page test-powercut test-protocol test-recipes test-reproducible test-resets test-schema test-schemas test-systemd written-models
 
 help:
 	@sed -n 's/^#   //p' Makefile

@@ -68,16 +68,22 @@ fn told(commands: &mut mpsc::Receiver<Command>) -> Vec<String> {
     told
 }
 
-/// A broker may read and be slow to acknowledge what it has read.
-#[tokio::test]
-async fn a_refusal_that_waited_too_long_is_said_before_its_prompt_is_acknowledged() {
-    let (mut door, _script) = door();
+/// Two prompts are refused, and a broker that takes one message at a time has the first refusal: b's waits.
+fn behind_an_unacknowledged_refusal() -> (Door, mpsc::Receiver<Command>, Instant) {
+    let (mut door, _) = door();
     let mut commands = up(&mut door, 1);
     let now = Instant::now();
     door.event(prompt(1, r#"{"id":"a","promt":1}"#), now);
     door.event(prompt(2, r#"{"id":"b","promt":1}"#), now);
     door.upkeep(now);
     assert_eq!(told(&mut commands), ["subscribes", "promptd/n/answer/a QoS 1"]);
+    (door, commands, now)
+}
+
+/// A broker may read and be slow to acknowledge what it has read.
+#[tokio::test]
+async fn a_refusal_that_waited_too_long_is_said_before_its_prompt_is_acknowledged() {
+    let (mut door, mut commands, now) = behind_an_unacknowledged_refusal();
     door.upkeep(now + REFUSAL_WANTED / 2);
     assert_eq!(told(&mut commands), [""; 0], "it waits for the first one's acknowledgement");
     door.upkeep(now + REFUSAL_WANTED);
@@ -89,13 +95,7 @@ async fn a_refusal_that_waited_too_long_is_said_before_its_prompt_is_acknowledge
 
 #[tokio::test]
 async fn a_refusal_that_waited_too_long_and_finds_no_room_waits_on() {
-    let (mut door, _script) = door();
-    let mut commands = up(&mut door, 1);
-    let now = Instant::now();
-    door.event(prompt(1, r#"{"id":"a","promt":1}"#), now);
-    door.event(prompt(2, r#"{"id":"b","promt":1}"#), now);
-    door.upkeep(now);
-    told(&mut commands);
+    let (mut door, mut commands, now) = behind_an_unacknowledged_refusal();
     let client = door.connection.as_ref().unwrap().client.clone();
     while client.acknowledge(9).is_ok() {}
     door.upkeep(now + REFUSAL_WANTED);
