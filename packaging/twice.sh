@@ -6,11 +6,13 @@ arch=${ARCH:-amd64}
 target=$(realpath "${CARGO_TARGET_DIR:-target}")
 mkdir -p "$target/twice"
 export SOURCE_DATE_EPOCH
-SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+# One commit for both copies, whatever is committed meanwhile.
+commit=$(git rev-parse HEAD)
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct "$commit")
 for folder in one another/deeper; do
     copy=$target/twice/$folder
     rm -rf "$copy" && mkdir -p "$copy"
-    git archive HEAD | tar -x -C "$copy"
+    git archive "$commit" | tar -x -C "$copy"
     # Tools are shared; what is compiled is not.
     mkdir -p "$copy/target/cross"
     for tool in toolchain zig "onnxruntime-x86_64" "onnxruntime-aarch64"; do
