@@ -24,8 +24,9 @@ if [ ! -e "$policy" ]; then
     $sudo chmod +x "$policy"
     made=yes
 fi
-# `--no-install-recommends`: a minimal system stays minimal.
+# `--no-install-recommends`: a minimal system stays minimal. A fresh machine often updates itself meanwhile, which is waited for.
+wait="-o DPkg::Lock::Timeout=300"
 status=0
-{ $sudo apt-get update -qq && $sudo apt-get install -y -qq --no-install-recommends $missing >/dev/null; } || status=$?
+{ $sudo apt-get $wait update -qq && $sudo apt-get $wait install -y -qq --no-install-recommends $missing >/dev/null; } || status=$?
 [ -z "$made" ] || $sudo rm -f "$policy"
 exit "$status"
