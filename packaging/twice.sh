@@ -13,12 +13,13 @@ for folder in one another/deeper; do
     copy=$target/twice/$folder
     rm -rf "$copy" && mkdir -p "$copy"
     git archive "$commit" | tar -x -C "$copy"
-    # Tools are shared; what is compiled is not.
+    # Tools are shared, with what writes the manual pages; what is in the program is not.
     mkdir -p "$copy/target/cross"
     for tool in toolchain zig "onnxruntime-x86_64" "onnxruntime-aarch64"; do
         [ ! -e "$target/cross/$tool" ] || ln -s "$target/cross/$tool" "$copy/target/cross/$tool"
     done
-    (cd "$copy" && unset CARGO_TARGET_DIR && make --no-print-directory deb ARCHES="$arch")
+    (cd "$copy" && CARGO_TARGET_DIR=$target "${CARGO:-cargo}" run --quiet --locked --example docs -- "$copy/target/docs")
+    (cd "$copy" && unset CARGO_TARGET_DIR && packaging/build.sh "$arch")
 done
 sha256sum "$target"/twice/one/target/packages/* "$target"/twice/another/deeper/target/packages/*
 for file in "$target"/twice/one/target/packages/*; do
