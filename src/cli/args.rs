@@ -130,6 +130,9 @@ pub struct Bench {
     /// Tokens that two prompts begin with, of which the second one's first token is timed; 0: none.
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub shared: u32,
+    /// Long keys of the schema that an answer is held to; 0: none.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=64))]
+    pub keys: u16,
     /// Tokens that are written in each measurement.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub tokens: u32,
@@ -162,7 +165,7 @@ pub struct Bench {
     #[arg(long, conflicts_with = "tune")]
     pub json: bool,
     /// Try numbers of threads, spinning and cores, and print the lines of `[runtime]` that were quickest.
-    #[arg(long, conflicts_with_all = ["threads", "cores", "spinning", "prompts", "depths", "streams", "shared", "tokens"])]
+    #[arg(long, conflicts_with_all = ["threads", "cores", "spinning", "prompts", "depths", "streams", "shared", "keys", "tokens"])]
     pub tune: bool,
     /// Write these lines to a file (`/etc/promptd/conf.d/50-tuned.toml`) instead.
     #[arg(long, short, value_name = "FILE", requires = "tune")]

@@ -234,7 +234,8 @@ def counted(said):
     total = collections.Counter()
     for counts in re.findall(r"\.jsonl (\{.*\})", said):
         total.update({name: int(count) for name, count in re.findall(r"'([\w-]+)': (\d+)", counts)})
-    return ", ".join(f"{count} {name}" for name, count in total.items())
+    # What golden.py passes though the player does not: answers that promptd ends in their form.
+    return ", ".join(f"{count} {name.replace('FAIL', 'ended in their form')}" for name, count in total.items())
 
 
 def free_port():

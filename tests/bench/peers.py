@@ -38,6 +38,7 @@ def arguments():
     p.add_argument("--depths", default="0,512")
     p.add_argument("--streams", default="1,2,4,8")
     p.add_argument("--shared", type=int, default=512)
+    p.add_argument("--keys", type=int, default=4, help="long keys of the schema that promptd's answer is held to; 0: none")
     p.add_argument("--tokens", type=int, default=32)
     p.add_argument("--processor-time", action="store_true",
                    help="time by the processor time of each contender, for machines that do other things; with --threads 1")
@@ -343,7 +344,7 @@ def promptd(a):
     listed = lambda numbers: ",".join(map(str, numbers)) or "0"
     command = [a.promptd, "bench", a.onnx, "--json", "--rounds", "1", "--threads", a.threads, "--tokens", a.tokens,
                "--prompts", listed(a.prompts), "--depths", listed(a.depths), "--streams", listed(a.streams),
-               "--shared", a.shared, "--provider", "cpu"]
+               "--shared", a.shared, "--keys", a.keys, "--provider", "cpu"]
     command += ["--library", a.library] if a.library else []
     command += ["--store", a.store] if a.store else []
     command += ["--spinning"] if a.spinning else []
@@ -360,6 +361,10 @@ def promptd(a):
     if r["shared"]:
         result["shared first_seconds"] = r["shared"]["first_seconds"]["median"]
         result["shared second_seconds"] = r["shared"]["second_seconds"]["median"]
+    if r["held"]:
+        result["held to a schema"] = r["held"]["tokens_per_second"]["median"]
+        result["as many, free"] = r["held"]["free_tokens_per_second"]["median"]
+        result["mask_seconds"] = r["held"]["mask_seconds"]["median"]
     return result
 
 

@@ -21,7 +21,7 @@ fn bench(args: &[&str]) -> Output {
 #[test]
 fn the_demo_model_is_measured() {
     let args =
-        "--json --prompts 16,4096 --depths 0,64 --streams 1,2 --shared 128 --tokens 4 --rounds 1";
+        "--json --prompts 16,4096 --depths 0,64 --streams 1,2 --shared 128 --keys 2 --tokens 4 --rounds 1";
     let done = bench(&args.split(' ').collect::<Vec<_>>());
     assert!(done.status.success(), "{done:?}");
     let report: Value = serde_json::from_slice(&done.stdout).unwrap();
@@ -40,11 +40,16 @@ fn the_demo_model_is_measured() {
         "/streams/1/tokens_per_second/median",
         "/shared/first_seconds/median",
         "/shared/second_seconds/median",
+        "/held/tokens_per_second/median",
+        "/held/free_tokens_per_second/median",
+        "/held/mask_seconds/median",
     ] {
         let figure = results.pointer(path).and_then(Value::as_f64);
         assert!(figure > Some(0.0), "{path}: {report}");
     }
     assert_eq!(results["decode"][1]["depth"], 64);
+    // Two keys of 32 characters and their numbers.
+    assert!(results["held"]["tokens"].as_f64() > Some(20.0), "{report}");
     assert!(results["memory"]["anonymous"].as_u64() > Some(1 << 20), "{report}");
 
     let done = bench(&["--prompts", "8", "--depths", "0", "--streams", "0", "--rounds", "1"]);

@@ -83,6 +83,7 @@ fn options(args: &Bench) -> Options {
         depths: args.depths.clone(),
         streams: args.streams.iter().copied().filter(|n| *n > 0).collect(),
         shared: args.shared,
+        keys: args.keys,
         tokens: args.tokens,
         rounds: args.rounds,
     }

@@ -90,6 +90,13 @@ fn rows(report: &Report) -> Vec<Row> {
         row.note = format!(", {} of its tokens were cached", shared.cached);
         rows.push(row);
     }
+    if let Some(held) = &report.held {
+        let what = format!("write {:.0} tokens, held to a schema", held.tokens);
+        rows.push(Row::of(what, "tokens/s", held.tokens_per_second));
+        rows.push(Row::of("as many, held to nothing", "tokens/s", held.free_tokens_per_second));
+        let milliseconds = held.mask_seconds.map(|seconds| seconds * 1000.0);
+        rows.push(Row::of("find the tokens that may come next", "ms", milliseconds));
+    }
     let mebibytes = |bytes: u64| f64::from(u32::try_from(bytes >> 10).unwrap_or(u32::MAX)) / 1024.0;
     let memory = report.memory;
     rows.push(Row::one("memory that cannot be given back", "MiB", mebibytes(memory.anonymous)));

@@ -4,18 +4,23 @@
 //! Every figure is measured once in each round, so that what disturbs the machine for a while disturbs all of them alike;
 //! what is told is the median of the rounds.
 
+mod held;
+mod report;
+
+pub use report::{Decode, Figure, Held, Memory, Prefill, Report, Shared, Streams};
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
-use serde::{Deserialize, Serialize};
 
 use super::memory::field;
-use super::{Clock, Config, Facts, LoadError, Loaded, Start, load};
+use super::{Clock, Config, Facts, LoadError, Loaded, Prepared, Start, load};
 use crate::request::{
     Constraint, ContextOverflow, Event, Finish, Input, PromptId, Request, Reuse, Sampling,
 };
+use report::{Round, sum_up};
 
 /// Tokens of the prompts of [`Options::streams`].
 const STREAM_PROMPT: u32 = 64;
@@ -33,6 +38,8 @@ pub struct Options {
     pub streams: Vec<u16>,
     /// Tokens that two prompts begin with; 0 measures nothing.
     pub shared: u32,
+    /// Long keys of the schema that an answer is held to; 0 measures nothing.
+    pub keys: u16,
     /// Tokens that are written in each measurement, by each answer.
     pub tokens: u32,
     /// Rounds that count; one more goes before them.
@@ -46,7 +53,8 @@ impl Options {
         let depths = self.depths.iter().map(|depth| self.depth_needs(*depth));
         let streams = (!self.streams.is_empty()).then(|| self.streams_need());
         let shared = (self.shared > 0).then(|| self.shared.saturating_add(TAIL + 1));
-        prompts.chain(depths).chain(streams).chain(shared).max().unwrap_or(1)
+        let held = (self.keys > 0).then(|| self.held_needs());
+        prompts.chain(depths).chain(streams).chain(shared).chain(held).max().unwrap_or(1)
     }
 
     /// The most prompts at once.
@@ -62,6 +70,11 @@ impl Options {
     /// Those that begin first write while the others are read.
     fn streams_need(&self) -> u32 {
         self.depth_needs(STREAM_PROMPT).saturating_add(self.slots().into())
+    }
+
+    /// One token is the prompt.
+    fn held_needs(&self) -> u32 {
+        held::most_tokens(self.keys).saturating_add(2)
     }
 
     /// Leaves out what does not fit into a context, and tells what that was.
@@ -87,115 +100,12 @@ impl Options {
             self.shared = 0;
             say(format!("prompts that share {} tokens", whole.shared));
         }
+        if self.keys > 0 && self.held_needs() > context {
+            self.keys = 0;
+            say(format!("an answer with {} long keys", whole.keys));
+        }
         left_out
     }
-}
-
-/// What several rounds gave.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Figure {
-    /// In the middle.
-    pub median: f64,
-    /// The smallest.
-    pub min: f64,
-    /// The largest.
-    pub max: f64,
-}
-
-impl Figure {
-    /// Of numbers that are all finite; zeros where there are none.
-    fn of(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        let at = |index: usize| values.get(index).copied().unwrap_or(0.0);
-        let half = values.len() / 2;
-        let median = if values.len() % 2 == 1 {
-            at(half)
-        } else {
-            f64::midpoint(at(half.max(1) - 1), at(half))
-        };
-        Figure { median, min: at(0), max: at(values.len().saturating_sub(1)) }
-    }
-}
-
-/// Reading prompts of one length.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Prefill {
-    /// Tokens of the prompt.
-    pub tokens: u32,
-    /// Tokens read in a second, the choice of the first token included.
-    pub tokens_per_second: Figure,
-    /// Seconds until the first token of the answer.
-    pub first_token_seconds: Figure,
-}
-
-/// Writing one answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Decode {
-    /// Tokens in the context when the clock starts.
-    pub depth: u32,
-    /// Tokens written in a second.
-    pub tokens_per_second: Figure,
-    /// Processor time of one token, of all threads together, in milliseconds. Where others use the machine too, this is
-    /// what can be compared; threads that spin spend more.
-    pub processor_ms_per_token: Figure,
-}
-
-/// Writing several answers at once.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Streams {
-    /// How many.
-    pub streams: u16,
-    /// Tokens written in a second, of all together.
-    pub tokens_per_second: Figure,
-}
-
-/// Two prompts of one client with the same beginning.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Shared {
-    /// Tokens they have in common.
-    pub tokens: u32,
-    /// Tokens of the second one that were in the cache.
-    pub cached: u32,
-    /// Seconds until the first token of the first one.
-    pub first_seconds: Figure,
-    /// Seconds until the first token of the second one.
-    pub second_seconds: Figure,
-}
-
-/// Memory of this process at the end, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Memory {
-    /// What cannot be given back.
-    pub anonymous: u64,
-    /// Pages of files, the model's above all.
-    pub file: u64,
-    /// The most of both at once.
-    pub peak: u64,
-}
-
-/// Everything that was measured.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Report {
-    /// Seconds until the model was loaded.
-    pub load_seconds: f64,
-    /// Seconds from the beginning of loading until the first token of a prompt of eight.
-    pub load_and_first_token_seconds: f64,
-    /// Reading.
-    pub prefill: Vec<Prefill>,
-    /// Writing alone.
-    pub decode: Vec<Decode>,
-    /// Writing beside others.
-    pub streams: Vec<Streams>,
-    /// Beginning like another.
-    pub shared: Option<Shared>,
-    /// Memory.
-    pub memory: Memory,
-    /// Rounds that counted.
-    pub rounds: u32,
-    /// Tokens written in each measurement.
-    pub tokens: u32,
-    /// What was asked for and does not fit the model.
-    pub left_out: Vec<String>,
 }
 
 /// Loads a model and measures it. `config`'s slots and context are set as the options need them. `say` is told what is
@@ -240,57 +150,6 @@ pub fn bench(
     Ok((facts, report))
 }
 
-/// What one round gave, in the order of the options.
-#[derive(Debug, Default)]
-struct Round {
-    /// Seconds.
-    prefill: Vec<f64>,
-    /// Seconds and processor seconds for each token.
-    decode: Vec<(f64, f64)>,
-    /// Tokens a second.
-    streams: Vec<f64>,
-    /// Seconds, seconds, and cached tokens.
-    shared: Option<(f64, f64, u32)>,
-}
-
-fn sum_up(options: &Options, rounds: &[Round]) -> Report {
-    let figure = |of: &dyn Fn(&Round) -> Option<f64>| {
-        Figure::of(rounds.iter().filter_map(of).filter(|value| value.is_finite()).collect())
-    };
-    let prefill = options.prompts.iter().enumerate().map(|(index, tokens)| Prefill {
-        tokens: *tokens,
-        tokens_per_second: figure(&|round| Some(f64::from(*tokens) / round.prefill.get(index)?)),
-        first_token_seconds: figure(&|round| round.prefill.get(index).copied()),
-    });
-    let decode = options.depths.iter().enumerate().map(|(index, depth)| Decode {
-        depth: *depth,
-        tokens_per_second: figure(&|round| Some(round.decode.get(index)?.0.recip())),
-        processor_ms_per_token: figure(&|round| Some(round.decode.get(index)?.1 * 1000.0)),
-    });
-    let streams = options.streams.iter().enumerate().map(|(index, streams)| Streams {
-        streams: *streams,
-        tokens_per_second: figure(&|round| round.streams.get(index).copied()),
-    });
-    let shared = (options.shared > 0).then(|| Shared {
-        tokens: options.shared,
-        cached: rounds.iter().filter_map(|round| Some(round.shared?.2)).min().unwrap_or(0),
-        first_seconds: figure(&|round| Some(round.shared?.0)),
-        second_seconds: figure(&|round| Some(round.shared?.1)),
-    });
-    Report {
-        load_seconds: 0.0,
-        load_and_first_token_seconds: 0.0,
-        prefill: prefill.collect(),
-        decode: decode.collect(),
-        streams: streams.collect(),
-        shared,
-        memory: Memory { anonymous: 0, file: 0, peak: 0 },
-        rounds: options.rounds,
-        tokens: options.tokens,
-        left_out: Vec::new(),
-    }
-}
-
 /// A model that is being measured.
 struct Bench {
     loaded: Loaded,
@@ -324,6 +183,9 @@ impl Bench {
         }
         if options.shared > 0 {
             round.shared = Some(self.shared(options.shared)?);
+        }
+        if options.keys > 0 {
+            round.held = Some(self.held(options.keys)?);
         }
         Ok(round)
     }
@@ -410,6 +272,16 @@ impl Bench {
     }
 
     fn start(&mut self, prompt: Vec<u32>, max_tokens: u32) -> Result<PromptId, LoadError> {
+        let prepared = self.prepare(prompt, max_tokens, Constraint::None)?;
+        self.start_prepared(prepared)
+    }
+
+    fn prepare(
+        &self,
+        prompt: Vec<u32>,
+        max_tokens: u32,
+        constraint: Constraint,
+    ) -> Result<Prepared, LoadError> {
         let request = Request {
             input: Input::Completion(String::new()),
             sampling: Sampling { logit_bias: self.bias.clone(), ..Sampling::default() },
@@ -418,13 +290,16 @@ impl Bench {
             stop_token_ids: Vec::new(),
             context_overflow: ContextOverflow::default(),
             tools: None,
-            constraint: Constraint::None,
+            constraint,
             logprobs: None,
         };
+        let prepared = self.loaded.preparer.prepare_tokens(prompt, &request);
+        prepared.map_err(|refusal| self.failed(&refusal))
+    }
+
+    fn start_prepared(&mut self, prepared: Prepared) -> Result<PromptId, LoadError> {
         let id = PromptId(self.next);
         self.next += 1;
-        let refused = |refusal| self.failed(&refusal);
-        let prepared = self.loaded.preparer.prepare_tokens(prompt, &request).map_err(refused)?;
         // All are of one asker, so that a prompt may start behind the beginning of another.
         let start = Start { id, prepared, seed: 0, resume: &[], reuse: Reuse::default() };
         let started = self.loaded.runner.start(start);
@@ -479,22 +354,16 @@ fn memory() -> std::io::Result<Memory> {
 mod tests {
     use super::*;
 
-    fn options() -> Options {
+    pub(super) fn options() -> Options {
         Options {
             prompts: vec![128, 512],
             depths: vec![0, 512],
             streams: vec![1, 4],
             shared: 512,
+            keys: 4,
             tokens: 32,
             rounds: 3,
         }
-    }
-
-    #[test]
-    fn a_median_is_in_the_middle() {
-        assert_eq!(Figure::of(vec![3.0, 1.0, 2.0]), Figure { median: 2.0, min: 1.0, max: 3.0 });
-        assert_eq!(Figure::of(vec![4.0, 1.0]), Figure { median: 2.5, min: 1.0, max: 4.0 });
-        assert_eq!(Figure::of(Vec::new()), Figure::default());
     }
 
     #[test]
@@ -509,24 +378,7 @@ mod tests {
         assert!(left_out[1].contains("writing 32 tokens at 512"), "{left_out:?}");
         assert_eq!((some.prompts, some.depths, some.shared), (vec![128], vec![0], 0));
         let mut none = options();
-        assert_eq!(none.cut(64).len(), 5);
+        assert_eq!(none.cut(64).len(), 6);
         assert!(none.streams.is_empty());
-    }
-
-    #[test]
-    fn rounds_are_summed_up() {
-        let round = |seconds: f64| Round {
-            prefill: vec![seconds, 4.0],
-            decode: vec![(seconds, 0.2), (0.5, 0.6)],
-            streams: vec![10.0, seconds],
-            shared: Some((seconds, 0.1, 512)),
-        };
-        let report = sum_up(&options(), &[round(1.0), round(2.0), round(4.0)]);
-        assert!((report.prefill[0].tokens_per_second.median - 64.0).abs() < 1e-9);
-        assert!((report.decode[0].tokens_per_second.max - 1.0).abs() < 1e-9);
-        assert!((report.decode[1].processor_ms_per_token.median - 600.0).abs() < 1e-9);
-        assert_eq!(report.streams[1].streams, 4);
-        let shared = report.shared.unwrap();
-        assert_eq!((shared.cached, shared.first_seconds.max), (512, 4.0));
     }
 }
