@@ -99,7 +99,7 @@ def stage_all(stage, args):
         stage.put_gz(f"{doc}/THIRD-PARTY", file.read())
     stage.copy(f"{doc}/sbom.cdx.json", os.path.join(args.docs, "sbom.cdx.json"))
     stage.put_gz(f"{doc}/CHANGELOG.md", read("CHANGELOG.md"))
-    for page in ["README.md"] + sorted(glob.glob(os.path.join(TOP, "docs/*.md"))):
+    for page in ["README.md"] + sorted(glob.glob(os.path.join(TOP, "docs/*.md")) + glob.glob(os.path.join(TOP, "docs/*.svg"))):
         stage.copy(f"{doc}/{os.path.basename(page)}", os.path.join(TOP, page))
     for example in sorted(glob.glob(os.path.join(TOP, "systemd/drop-ins/*.conf"))):
         stage.copy(f"{doc}/examples/{os.path.basename(example)}", example)
