@@ -20,8 +20,7 @@ fn bench(args: &[&str]) -> Output {
 
 #[test]
 fn the_demo_model_is_measured() {
-    let args =
-        "--json --prompts 16,4096 --depths 0,64 --streams 1,2 --shared 128 --keys 2 --tokens 4 --rounds 1";
+    let args = "--json --prompts 16,4096 --depths 0,64 --streams 1,2 --shared 128 --keys 2 --tokens 4 --rounds 1";
     let done = bench(&args.split(' ').collect::<Vec<_>>());
     assert!(done.status.success(), "{done:?}");
     let report: Value = serde_json::from_slice(&done.stdout).unwrap();
