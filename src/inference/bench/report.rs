@@ -17,6 +17,7 @@ pub struct Figure {
 
 impl Figure {
     /// The same in another unit.
+    #[must_use]
     pub fn map(self, to: impl Fn(f64) -> f64) -> Self {
         Figure { median: to(self.median), min: to(self.min), max: to(self.max) }
     }
