@@ -66,7 +66,7 @@ pub struct Pull {
     /// A file whose first line is the hub's token, for models that not everybody may have.
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// The hub's address [default: `HF_ENDPOINT` in the environment, else <https://huggingface.co>].
+    /// The hub's address (default: `HF_ENDPOINT` in the environment, else <https://huggingface.co>).
     #[arg(long, value_name = "URL")]
     pub hub: Option<String>,
     /// Authorities to trust (PEM) instead of the system's, for a hub of one's own.
@@ -110,7 +110,7 @@ pub struct Export {
     /// Which: `name`, `name@revision` or how it begins, `current`, `previous`.
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// The archive, which must not be there yet; `-` writes to standard output [default: name@revision.tar].
+    /// The archive, which must not be there yet; `-` writes to standard output (default: name@revision.tar).
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Where models are kept.
