@@ -130,6 +130,7 @@ pub struct Bench {
     /// Tokens that two prompts begin with, of which the second one's first token is timed; 0: none.
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub shared: u32,
+    // 64 of them may take 4,096 tokens, the context of LLaMA 2.
     /// Long keys of the schema that an answer is held to; 0: none.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=64))]
     pub keys: u16,

@@ -45,15 +45,8 @@ pub(super) fn tune(args: &Bench, world: &mut World<'_>) -> Done<()> {
 /// Seconds that the work takes, measured by this program in another process.
 fn run(program: &Path, args: &Bench, execution: &Execution) -> Done<f64> {
     let mut command = Command::new(program);
-    command.arg("bench").arg(&args.folder).args([
-        "--json",
-        "--streams",
-        "0",
-        "--shared",
-        "0",
-        "--keys",
-        "0",
-    ]);
+    command.arg("bench").arg(&args.folder).arg("--json");
+    command.args(["--streams", "0", "--shared", "0", "--keys", "0"]);
     command.args(["--depths", "0", "--tokens", "32", "--rounds", "2"]);
     command.args(["--prompts", &WORK.0.to_string()]);
     command.args(["--threads", &execution.threads.to_string()]);

@@ -3,7 +3,7 @@
 
 use super::report::HeldOnce;
 use super::{Bench, LoadError, seconds};
-use crate::inference::form::{Form, is_allowed};
+use crate::inference::form::is_allowed;
 use crate::inference::grammar::Demand;
 use crate::request::Constraint;
 
@@ -76,7 +76,7 @@ impl Bench {
             // A vocabulary without the character: the part that was measured will do.
             let Some((id, bytes)) = longest else { break };
             let length = bytes.len();
-            Form::take(&mut form, id).map_err(|refusal| self.failed(&refusal))?;
+            form.take(id).map_err(|refusal| self.failed(&refusal))?;
             rest.drain(..length);
         }
         Ok(spent / f64::from(masks))
